@@ -1,0 +1,156 @@
+"""What passes between the rooms: examples, lessons, metrics, reports and decisions.
+
+Every class is a frozen pydantic model. Nothing here holds private text except `Example`, which is only made
+inside `privacy` from a vault record, or from a lesson that has been released.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Frozen):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Example(Frozen):
+    """One prompt and its completion; for `classification` the completion is the label."""
+
+    id: str
+    prompt: str
+    completion: str
+
+    def messages(self, instruction: str | None = None) -> list[dict[str, str]]:
+        """The example as chat messages, with the instruction (if any) as system prompt."""
+        turns = [
+            Message(role="user", content=self.prompt),
+            Message(role="assistant", content=self.completion),
+        ]
+        if instruction:
+            turns.insert(0, Message(role="system", content=instruction))
+        return [turn.model_dump() for turn in turns]
+
+
+class Lesson(Frozen):
+    """A released synthetic example or instruction. Made and signed by `privacy/release.py` only."""
+
+    id: str
+    kind: Literal["example", "instruction"]
+    silo: str
+    """Name of the silo whose teacher wrote it."""
+    round: int = Field(ge=1)
+    prompt: str
+    """The synthetic text; for an instruction, the instruction itself."""
+    completion: str
+    """The label or the answer; empty for an instruction."""
+    mechanism: Literal["screened"] = "screened"
+    """How it was protected. `screened`: PII replaced and copies dropped; hygiene, no formal guarantee."""
+    prompt_version: str
+    """Version of the teacher's prompt that led to it."""
+    signature: str
+    """Ed25519 signature (hex) of the silo over all other fields and the run id."""
+
+    def example(self) -> Example:
+        """The lesson as a training example."""
+        return Example(id=self.id, prompt=self.prompt, completion=self.completion)
+
+
+class Metric(Frozen):
+    """A measured figure with its interval. A value that could not be measured is NaN, and gates refuse it."""
+
+    name: str
+    """Dotted, e.g. `accuracy.student`, `canary.rank0_share`, `overlap.longest_run_max`."""
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int = Field(ge=0)
+    """How many items it was measured on."""
+    interval: str = "95%"
+    """How the interval was made, e.g. `95% Wilson`, `95% bootstrap (1000)`, `none: a maximum`."""
+    internal: bool = False
+    """True where it was computed from private records and is not protected: for the silos, not for publication."""
+
+    @property
+    def measured(self) -> bool:
+        return not any(math.isnan(x) for x in (self.value, self.ci_low, self.ci_high))
+
+
+class RuleOutcome(Frozen):
+    """One gate rule applied to one report."""
+
+    rule: str
+    """The rule in words, e.g. `accuracy.student (ci_low) >= 0.60`."""
+    observed: float | None
+    """The figure compared; None where it was missing or not a number."""
+    threshold: float
+    passed: bool
+    reason: str
+
+
+class GateDecision(Frozen):
+    """Whether a round's student may be published. Passed only if every rule passed and there was at least one."""
+
+    passed: bool
+    outcomes: tuple[RuleOutcome, ...]
+
+
+class CurvePoint(Frozen):
+    """One evaluation during training; losses in nats per completion token."""
+
+    step: int
+    train_loss: float
+    heldback_loss: float | None
+
+
+class SiloCounts(Frozen):
+    """What one silo did in a round. Counts only, never texts."""
+
+    silo: str
+    records: int
+    prompts: int
+    drafts: int
+    malformed: int
+    """Drafts that could not be parsed, retried within the recipe's bound."""
+    dropped: dict[str, int]
+    """Screening: reason -> drafts dropped."""
+    replaced: dict[str, int]
+    """Screening: PII entity -> spans replaced."""
+    released: int
+
+
+class RoundReport(Frozen):
+    """Everything measured in one round. Holds no private text and no time stamp (digests must repeat)."""
+
+    run_id: str
+    round: int
+    recipe_name: str
+    recipe_digest: str
+    protection: str
+    """What the lessons' protection is and is not, in a sentence."""
+    instruction: str
+    """The released instruction the student was given."""
+    silos: tuple[SiloCounts, ...]
+    lessons_per_class: dict[str, int]
+    topics_next: dict[str, float]
+    """Share of each class asked for in the next round, from this report's aggregates."""
+    metrics: tuple[Metric, ...]
+    curve: tuple[CurvePoint, ...]
+    decision: GateDecision
+    lessons_digest: str
+    adapter_digest: str
+
+    def metric(self, name: str) -> Metric | None:
+        """The metric of that name, or None."""
+        return next((metric for metric in self.metrics if metric.name == name), None)

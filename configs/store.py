@@ -1,0 +1,170 @@
+"""The run directory: what lies where, and how a stage commits.
+
+    RUN/
+      vault/      mode 0700: private records, drafts, keys, unreleased adapters. Never leaves.
+      release/    signed lessons, reports, and the adapter once its gate has passed. May leave.
+      stages/     one manifest per finished stage: counts, settings and sha256 digests, no texts
+      recipe.json, lock
+
+A stage writes its files first and its manifest last, each by write-to-temp, fsync, rename. So a manifest
+that exists and whose digests still hold means the stage is complete; anything else means it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tutelage.configs.errors import UserError
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spare white space, the form that is digested and signed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> Path:
+    """Write a file so that readers see either the old content or the whole new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data.encode() if isinstance(data, str) else data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "the disk is full", file=path, remedy="free some space, then `tutelage resume`"
+            ) from None
+        raise
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Atomically write one JSON object per line."""
+    return write_atomic(path, "".join(canonical_json(row) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read back what `write_jsonl` wrote. (For users' files see privacy/sources.py, which checks each row.)"""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class RunDir:
+    """One run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.vault = root / "vault"
+        self.release = root / "release"
+        self.stages = root / "stages"
+
+    def create(self) -> None:
+        """Make the folders; the vault is closed to everybody but its owner."""
+        for folder in (self.root, self.release, self.stages):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.vault.mkdir(exist_ok=True)
+        self.vault.chmod(0o700)
+
+    def silo(self, silo: str) -> Path:
+        """A silo's private folder."""
+        return self.vault / "silos" / silo
+
+    def private_round(self, round: int) -> Path:
+        """A round's unreleased things (candidate adapter, reference student)."""
+        return self.vault / f"round-{round}"
+
+    def released_round(self, round: int) -> Path:
+        """A round's released things."""
+        return self.release / f"round-{round}"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process. The lock dies with the process, SIGKILL included.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    "another process holds this run folder",
+                    file=self.root,
+                    remedy="wait for it, stop it, or name another folder with --run-dir",
+                ) from None
+            yield
+
+    def manifest_path(self, stage: str) -> Path:
+        return self.stages / f"{stage}.json"
+
+    def finished(self, stage: str, key: str) -> dict[str, Any] | None:
+        """The stage's manifest if it is complete, was made from the same inputs, and its files are unchanged."""
+        path = self.manifest_path(stage)
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        if manifest.get("key") != key:
+            return None
+        for name, expected in manifest["files"].items():
+            target = self.root / name
+            if not target.is_file() or file_digest(target) != expected:
+                return None
+        return manifest
+
+    def commit(
+        self, stage: str, key: str, files: list[Path], facts: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Declare a stage complete: digest its files, then write its manifest.
+
+        Args:
+            stage: The stage's name, e.g. `round-1/teach-silo-0`.
+            key: Digest of everything that went in.
+            files: What it wrote, anywhere below the run folder; folders are taken file by file.
+            facts: Counts and figures (never texts) that later stages and reports need.
+        """
+        every = sorted(
+            f for path in files for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()
+        )
+        manifest = {
+            "stage": stage,
+            "key": key,
+            "files": {str(path.relative_to(self.root)): file_digest(path) for path in every},
+            "facts": dict(facts or {}),
+        }
+        write_atomic(self.manifest_path(stage), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        return manifest
+
+
+def free_disk_gib(path: Path) -> float:
+    """Free space in GiB where `path` will lie."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / 2**30

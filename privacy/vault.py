@@ -1,0 +1,68 @@
+"""Private records: held in memory and under a run's vault/, and hard to let slip.
+
+A `PrivateRecord` shows its id and length but never its text, refuses to be pickled (so it cannot ride a task
+queue or a result store) and has no `__str__` of its content. `.example()` and `.text` are the deliberate ways in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tutelage.configs.errors import PrivacyError
+from tutelage.configs.records import Example
+from tutelage.configs.store import read_jsonl, write_jsonl
+
+
+class PrivateRecord:
+    """One record of a silo: an id, the prompt (the text, for classification) and the completion (the label)."""
+
+    __slots__ = ("_completion", "_prompt", "id")
+
+    def __init__(self, id: str, prompt: str, completion: str) -> None:
+        self.id, self._prompt, self._completion = id, prompt, completion
+
+    @property
+    def text(self) -> str:
+        """The private text. Whoever calls this answers for where it goes."""
+        return self._prompt
+
+    @property
+    def completion(self) -> str:
+        """The label, or the private completion."""
+        return self._completion
+
+    def example(self) -> Example:
+        """The record as an example, for prompts and training inside the vault."""
+        return Example(id=self.id, prompt=self._prompt, completion=self._completion)
+
+    def __repr__(self) -> str:
+        return f"<PrivateRecord {len(self._prompt)} chars, redacted>"
+
+    def __reduce__(self) -> NoReturn:
+        raise PrivacyError("a private record must not be pickled: pass its silo's path instead")
+
+    def __getstate__(self) -> NoReturn:
+        raise PrivacyError("a private record must not be pickled: pass its silo's path instead")
+
+
+def write_records(path: Path, records: list[PrivateRecord]) -> Path:
+    """Write records below a vault.
+
+    Raises:
+        PrivacyError: the path is not inside a `vault` folder.
+    """
+    _inside_vault(path)
+    rows: list[dict[str, Any]] = [r.example().model_dump() for r in records]
+    return write_jsonl(path, rows)
+
+
+def read_records(path: Path) -> list[PrivateRecord]:
+    """Read back what `write_records` wrote."""
+    _inside_vault(path)
+    return [PrivateRecord(**row) for row in read_jsonl(path)]
+
+
+def _inside_vault(path: Path) -> None:
+    if "vault" not in path.resolve().parts:
+        raise PrivacyError("private records are kept inside a run's vault/ only")
