@@ -50,9 +50,7 @@ class UserError(Exception):
         )
 
 
-def _rebuild(
-    problem: str, file: str | None, row: int | None, key: str | None, remedy: str | None
-) -> UserError:
+def _rebuild(problem: str, file: str | None, row: int | None, key: str | None, remedy: str | None) -> UserError:
     return UserError(problem, file=file, row=row, key=key, remedy=remedy)
 
 

@@ -76,9 +76,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(
-                "this key holds a value, not a section", key=parent, remedy="check the dotted path"
-            )
+            raise UserError("this key holds a value, not a section", key=parent, remedy="check the dotted path")
         data = child
     data[last] = yaml.safe_load(value)
 
@@ -95,9 +93,7 @@ def _expand(value: Any, path: Path) -> Any:
     def lookup(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise UserError(
-                f"the environment variable {name} is not set", file=path, remedy=f"export {name}=..."
-            )
+            raise UserError(f"the environment variable {name} is not set", file=path, remedy=f"export {name}=...")
         return os.environ[name]
 
     return _VARIABLE.sub(lookup, value)
@@ -109,9 +105,7 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
     first = findings[0]
     # pydantic puts a union's tag into the location; the user never wrote it
     where = [
-        str(part)
-        for part in first["loc"]
-        if part not in ("classification", "generation", "spam_assassin", "files")
+        str(part) for part in first["loc"] if part not in ("classification", "generation", "spam_assassin", "files")
     ]
     message = first["msg"].removeprefix("Value error, ")
     remedy = "see configs/demo.yaml, or `tutelage validate --schema`"

@@ -1,6 +1,7 @@
 """The recipe: one frozen pydantic model per stage, an unknown key is an error, units in the names.
 
-`tutelage init` writes a commented one; `tutelage validate RECIPE` checks it; `tutelage validate --schema` prints the JSON schema.
+`tutelage init` writes a commented one, `tutelage validate RECIPE` checks it and `tutelage validate --schema`
+prints the JSON schema.
 """
 
 from __future__ import annotations

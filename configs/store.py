@@ -57,9 +57,7 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> P
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                "the disk is full", file=path, remedy="free some space, then `tutelage resume`"
-            ) from None
+            raise UserError("the disk is full", file=path, remedy="free some space, then `tutelage resume`") from None
         raise
     return path
 
@@ -150,9 +148,7 @@ class RunDir:
             files: What it wrote, anywhere below the run folder; folders are taken file by file.
             facts: Counts and figures (never texts) that later stages and reports need.
         """
-        every = sorted(
-            f for path in files for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()
-        )
+        every = sorted(f for path in files for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
         manifest = {
             "stage": stage,
             "key": key,
