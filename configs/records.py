@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Frozen(BaseModel):
     """A value: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # a figure that could not be measured is NaN, and must survive JSON as NaN
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Message(Frozen):

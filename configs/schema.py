@@ -193,7 +193,7 @@ class GateRule(Frozen):
     minus: str | None = None
     """Compare the difference to this other metric's value."""
     op: Literal[">=", "<="]
-    value: float
+    value: float = Field(allow_inf_nan=False)
 
 
 class GateConfig(Frozen):

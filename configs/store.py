@@ -69,7 +69,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read back what `write_jsonl` wrote. (For users' files see privacy/sources.py, which checks each row.)"""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Split at line feeds only: str.splitlines would also cut at U+2028 inside a text.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 class RunDir:
@@ -138,7 +139,7 @@ class RunDir:
         return manifest
 
     def commit(
-        self, stage: str, key: str, files: list[Path], facts: Mapping[str, Any] | None = None
+        self, stage: str, key: str, files: list[Path], facts: Mapping[str, Any], seconds: float
     ) -> dict[str, Any]:
         """Declare a stage complete: digest its files, then write its manifest.
 
@@ -147,13 +148,15 @@ class RunDir:
             key: Digest of everything that went in.
             files: What it wrote, anywhere below the run folder; folders are taken file by file.
             facts: Counts and figures (never texts) that later stages and reports need.
+            seconds: How long it took; shown in the report, and no part of any digest.
         """
         every = sorted(f for path in files for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
         manifest = {
             "stage": stage,
             "key": key,
             "files": {str(path.relative_to(self.root)): file_digest(path) for path in every},
-            "facts": dict(facts or {}),
+            "facts": dict(facts),
+            "seconds": round(seconds, 3),
         }
         write_atomic(self.manifest_path(stage), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         return manifest

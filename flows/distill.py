@@ -1,0 +1,52 @@
+"""One run, top to bottom: silos teach, lessons are screened, a student learns, is measured, attacked and judged.
+
+    Silo -> Draft -> Lesson -> Adapter -> RoundReport -> GateDecision -> registry
+
+Read this file first. Each call is a stage of flows/stages.py: it returns at once if it is complete.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tutelage.flows import stages
+
+
+@flow(name="distill", persist_result=False, log_prints=False, retries=0)
+def distill(run_dir: str) -> dict[str, object]:
+    """Run every round of the recipe in a run folder, or go on where an earlier attempt stopped.
+
+    Args:
+        run_dir: A folder made by `stage.create_run`. Prefect stores this path and nothing else of the run.
+
+    Returns:
+        Round -> whether its gate passed, as text keys.
+    """
+    prepared = stages.prepare(run_dir, after=[])
+    silos = sorted(prepared["facts"]["records"])
+    indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}
+
+    passed: dict[str, object] = {}
+    judged = prepared
+    for round in range(1, prepared["facts"]["rounds"] + 1):
+        # Each silo alone: its teacher writes, its screen decides what may leave.
+        screened = []
+        for silo in silos:
+            drafts = stages.teach(run_dir, round, silo, after=[indexed[silo], judged])
+            screened.append(stages.screen(run_dir, round, silo, after=[indexed[silo], drafts]))
+
+        # From here on only what was released is read, but for the silos' own votes and audits.
+        votes = [stages.vote(run_dir, round, silo, after=[indexed[silo], *screened]) for silo in silos]
+        lessons = stages.aggregate(run_dir, round, after=[*screened, *votes])
+        student = stages.learn(run_dir, round, after=[lessons])
+
+        # What it is worth, and what it gives away.
+        measured = stages.measure(run_dir, round, after=[prepared, lessons, student])
+        upper = stages.upper_line(run_dir, round, after=[prepared, lessons])
+        attacked = stages.attack(run_dir, round, after=[prepared, student])
+        audits = [stages.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
+
+        judged = stages.judge_round(run_dir, round, after=[measured, upper, attacked, *audits])
+        stages.publish_student(run_dir, round, after=[student, judged])
+        passed[str(round)] = judged["facts"]["passed"]
+    return passed

@@ -1,0 +1,173 @@
+"""What a stage is: a plain function over a run folder, run once, committed whole, resumed by its manifest.
+
+The one record of what is complete is the stage's manifest (see configs/store.py): it carries the digests of
+the stage's files and is checked against them before every reuse. So Prefect neither caches nor stores results;
+it schedules, shows and logs. A task gets a run folder, a round, a silo's name and digests, never a text.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.load import parse_recipe
+from tutelage.configs.schema import Recipe
+from tutelage.configs.store import RunDir, digest, file_digest, write_atomic
+
+Manifest = dict[str, Any]
+Body = Callable[..., tuple[list[Path], dict[str, Any]]]
+
+
+class StageError(Exception):
+    """A stage failed for a reason that may quote data: the details are in the vault, not in this message."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, its recipe and its id."""
+
+    dir: RunDir
+    recipe: Recipe
+    id: str
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """The facts a finished stage committed."""
+        import json
+
+        facts: dict[str, Any] = json.loads(self.dir.manifest_path(stage).read_text())["facts"]
+        return facts
+
+    @property
+    def silos(self) -> list[str]:
+        """The silos' names, in order."""
+        return sorted(self.facts("prepare")["records"])
+
+
+def create_run(recipe: Recipe, root: Path) -> Run:
+    """Make a run folder for a recipe, or open it if it is this recipe's already.
+
+    Raises:
+        UserError: the folder holds another recipe's run, or something that is no run.
+    """
+    written = root / "run.json"
+    if written.exists():
+        run = open_run(root)
+        if run.recipe != recipe:
+            raise UserError(
+                "this run folder was made by another recipe, or by an earlier state of this one",
+                file=root,
+                remedy="name another folder with --run-dir, or `tutelage resume` to finish it as it was begun",
+            )
+        return run
+    if root.exists() and any(path.name != "lock" for path in root.iterdir()):
+        raise UserError("this folder is not empty and holds no run", file=root, remedy="name another with --run-dir")
+    directory = RunDir(root)
+    directory.create()
+    run_id = f"{recipe.name}-{os.urandom(4).hex()}"
+    write_atomic(written, _json({"run_id": run_id, "recipe": recipe.model_dump(mode="json")}))
+    return Run(directory, recipe, run_id)
+
+
+def open_run(root: Path) -> Run:
+    """Open an existing run folder.
+
+    Raises:
+        UserError: it holds no run.
+    """
+    import json
+
+    try:
+        written = json.loads((root / "run.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("this is not a run folder", file=root, remedy="`tutelage list` shows the runs") from None
+    directory = RunDir(root)
+    directory.create()
+    return Run(directory, parse_recipe(written["recipe"], root / "run.json"), written["run_id"])
+
+
+def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:
+    """Make a stage of a function `body(run, *where) -> (files, facts)`.
+
+    Args:
+        version: Part of the stage's key: raise it when the same inputs would give another result.
+
+    Returns:
+        A decorator. The stage is called as `stage(run_dir, *where, after=[manifests])` and returns its manifest:
+        the one on disk if it is complete and was made from the same inputs, else a new one.
+    """
+
+    def decorate(body: Body) -> Callable[..., Manifest]:
+        def commit(run_dir: str, name: str, where: list[int | str], after: list[str]) -> Manifest:
+            try:
+                return _commit(body, version, open_run(Path(run_dir)), name, where, after)
+            except (UserError, PrivacyError):
+                raise
+            except Exception as error:
+                raise _sealed(error, Path(run_dir), name) from None
+
+        prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)
+
+        @functools.wraps(body)
+        def call(run_dir: str, *where: int | str, after: list[Manifest]) -> Manifest:
+            name = stage_name(body.__name__, *where)
+            digests = [digest([manifest["key"], manifest["files"], manifest["facts"]]) for manifest in after]
+            return prefect_task.with_options(task_run_name=name)(run_dir, name, list(where), digests)
+
+        return call
+
+    return decorate
+
+
+def stage_name(body: str, *where: int | str) -> str:
+    """`prepare`, `round-1/learn`, `round-1/teach-silo-0`."""
+    rounds = [f"round-{part}/" for part in where if isinstance(part, int)]
+    return "".join(rounds) + "-".join([body, *(part for part in where if isinstance(part, str))])
+
+
+def _commit(body: Body, version: int, run: Run, name: str, where: list[int | str], after: list[str]) -> Manifest:
+    key = digest([name, version, run.id, run.recipe.model_dump(mode="json"), after])
+    manifest = run.dir.finished(name, key)
+    if manifest is not None:
+        _say(f"  {name:<28} done before")
+        return manifest
+    _say(f"  {name:<28} ...")
+    started = time.monotonic()
+    files, facts = body(run, *where)
+    seconds = time.monotonic() - started
+    manifest = run.dir.commit(name, key, files, facts, seconds)
+    _say(f"  {name:<28} {seconds:6.1f} s")
+    return manifest
+
+
+def _sealed(error: Exception, root: Path, name: str) -> StageError:
+    """An error without its message, which may quote private text; the whole traceback goes into the vault."""
+    log = root / "vault" / "errors" / f"{name.replace('/', '-')}.log"
+    write_atomic(log, "".join(traceback.format_exception(error)), mode=0o600)
+    return StageError(f"the stage {name} failed with {type(error).__name__}; details (private): {log}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def release_digests(run: Run) -> dict[str, str]:
+    """sha256 of every released file that must repeat when a run is killed and resumed (all but the timed page)."""
+    files = sorted(path for path in run.dir.release.rglob("*") if path.is_file() and path.name != "report.html")
+    return {str(path.relative_to(run.dir.release)): file_digest(path) for path in files}

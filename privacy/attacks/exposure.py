@@ -1,0 +1,215 @@
+"""Exposure of the canaries: how far up its list of alternatives each planted secret stands.
+
+Source: Carlini et al., The Secret Sharer (USENIX Security 2019). The mean hides the tail, so the shares at rank 1 and
+in the first per cent stand beside it. The figures are taken from canaries in private records, but canaries are
+artificial and only aggregates over them leave, so the metrics are not marked internal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tutelage.configs.records import Metric
+from tutelage.privacy.canaries import Canary
+from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
+
+_SMOOTHING = 0.01
+"""Added to every bigram count. Small, so that one bigram seen at all outweighs another seen a few times more."""
+
+_NAMES = ("exposure_mean", "exposure_max", "rank0_share", "rank1pct_share", "exposure_out_mean", "auc", "p_value")
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ExposureResult:
+    """What the attack found.
+
+    Attributes:
+        metrics: Aggregates for the report and the gate.
+        member_ranks: Rank of every planted secret, 1 = first, ties at their average rank.
+        out_ranks: The same for the canaries that were not planted.
+        candidates: How many each was ranked among.
+    """
+
+    metrics: tuple[Metric, ...]
+    member_ranks: tuple[float, ...]
+    out_ranks: tuple[float, ...]
+    candidates: int
+
+
+def exposure(ranks: ArrayLike, candidates: int) -> Floats:
+    """Exposure in bits, log2 |R| - log2 rank: 0 for the last, log2 |R| for the first.
+
+    Args:
+        ranks: 1-based ranks; NaN stays NaN.
+        candidates: |R|, how many there are to rank.
+    """
+    return math.log2(candidates) - np.log2(np.asarray(ranks, dtype=np.float64))
+
+
+def expected_exposure(candidates: int) -> float:
+    """Mean exposure in bits where nothing leaked, log2 |R| - log2(|R|!)/|R|; for many candidates 1/ln 2 = 1.44."""
+    return math.log2(candidates) - math.lgamma(candidates + 1) / (candidates * math.log(2))
+
+
+def true_ranks(scores: ArrayLike, index: ArrayLike) -> tuple[Floats, Floats]:
+    """Rank of each row's true candidate, 1 = highest score.
+
+    Args:
+        scores: `(canaries, candidates)`.
+        index: `(canaries,)`, the true candidate of each row.
+
+    Returns:
+        `(canaries,)` twice: with ties at their average, the fair estimate; and behind all its ties, which keeps
+        P(rank <= t) at or below t / candidates for any scores that don't know the secret, as a test needs.
+        NaN where a row holds a NaN, since the true rank can't be known.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    own = np.take_along_axis(scores, np.asarray(index, dtype=np.int64)[:, None], axis=1)
+    above, tied = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
+    unknown = np.isnan(scores).any(axis=1)
+    return (
+        np.where(unknown, np.nan, 1 + above + tied / 2),
+        np.where(unknown, np.nan, 1.0 + above + tied),
+    )
+
+
+def attack(
+    canaries: Sequence[Canary],
+    score: Callable[[Sequence[str]], np.ndarray],
+    *,
+    prefix: str = "canary",
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> ExposureResult:
+    """Rank every canary's secret among its candidates by what a model likes.
+
+    Args:
+        canaries: Members and non-members.
+        score: Takes texts and gives one number each, higher = the model likes it more: log-likelihoods under the
+            student, or their difference to the base model's. Called once, with all candidates of all canaries.
+        prefix: First part of the metrics' names.
+        n_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        `exposure_mean`, `exposure_max` (bits, members), `rank0_share` (ranked first), `rank1pct_share` (in the first
+        per cent, at least the first), `exposure_out_mean` (non-members: `expected_exposure` but for chance), `auc`
+        (members' exposure against non-members') and `p_value` (one-sided, for members in the first tenth more often
+        than chance has it). Ties count at their average rank, but in the test at their last.
+        NaN: all with a NaN score; the members' without a member, which independent coins give with probability
+        2^-canaries; `exposure_out_mean` and `auc` without a non-member.
+
+    Raises:
+        ValueError: the canaries differ in their number of candidates, or `score` gave the wrong number of scores.
+    """
+    sizes = {len(canary.candidates) for canary in canaries}
+    if len(sizes) > 1:
+        raise ValueError("the canaries have different numbers of candidates")
+    size = sizes.pop() if sizes else 0
+    texts = [text for canary in canaries for text in canary.texts()]
+    scores = np.asarray(score(texts) if texts else [], dtype=np.float64)
+    if scores.shape != (len(texts),):
+        raise ValueError(f"{len(texts)} texts need as many scores, not {scores.shape}")
+    ranks, late = true_ranks(scores.reshape(len(canaries), size), [canary.index for canary in canaries])
+    member = np.array([canary.member for canary in canaries], dtype=bool)
+    metrics = _metrics(prefix, ranks, late, member, size, n_resamples, seed)
+    return ExposureResult(metrics, tuple(ranks[member].tolist()), tuple(ranks[~member].tolist()), size)
+
+
+def text_exposure(canaries: Sequence[Canary], released_texts: Sequence[str]) -> tuple[Metric, ...]:
+    """The attack on the released texts alone, without any student.
+
+    A candidate's score is how often it stands verbatim in a released text and, where that is equal, its
+    log-likelihood under a word-bigram model of the released texts. The likelihood is of bigrams jointly, with add-k
+    smoothing: the usual conditional form would rank a secret *lower* for each of its words that was released
+    without its neighbour.
+
+    Args:
+        canaries: Members and non-members; only members count.
+        released_texts: The lessons' texts (prompt and completion).
+
+    Returns:
+        `lessons.canary_verbatim`, how many planted secrets stand in a released text word for word (any case, any
+        white space), and `lessons.canary_rank0_share`. NaN without a member or without released texts.
+    """
+    members = [canary for canary in canaries if canary.member]
+    if not members or not released_texts:
+        return missing_metric("lessons.canary_verbatim"), missing_metric("lessons.canary_rank0_share")
+    normalised = [_normalise(text) for text in released_texts]
+    bigrams = Counter(pair for text in released_texts for pair in pairwise(_words(text)))
+    found = first = 0
+    for canary in members:
+        hits = [sum(_normalise(candidate) in text for text in normalised) for candidate in canary.candidates]
+        # candidates of one form have the same number of words, so the model's normaliser cancels
+        likelihoods = [
+            sum(math.log(bigrams[pair] + _SMOOTHING) for pair in pairwise(_words(candidate)))
+            for candidate in canary.candidates
+        ]
+        # dense ranks of the pairs make one score of two keys
+        levels = {key: level for level, key in enumerate(sorted(set(zip(hits, likelihoods, strict=True))))}
+        scores = [levels[key] for key in zip(hits, likelihoods, strict=True)]
+        rank, _ = true_ranks([scores], [canary.index])
+        found += hits[canary.index] > 0
+        first += int(rank[0] == 1)
+    size = len(members[0].candidates)
+    return (
+        point_metric("lessons.canary_verbatim", found, len(members), "a count"),
+        share_metric(
+            "lessons.canary_rank0_share", first, len(members), exact=True, note=f"{1 / size:.4f} with no leak"
+        ),
+    )
+
+
+def _metrics(
+    prefix: str, ranks: Floats, late: Floats, member: NDArray[np.bool_], size: int, n_resamples: int, seed: int
+) -> tuple[Metric, ...]:
+    if size == 0 or np.isnan(ranks).any():
+        return tuple(missing_metric(f"{prefix}.{name}", n=len(ranks)) for name in _NAMES)
+    bits = exposure(ranks, size)
+    inside, outside = bits[member].tolist(), bits[~member].tolist()
+    chance = f"{expected_exposure(size):.3f} with no leak"
+    return (
+        mean_metric(f"{prefix}.exposure_mean", inside, n_resamples=n_resamples, seed=seed, note=chance),
+        max_metric(f"{prefix}.exposure_max", inside),
+        _top_share(f"{prefix}.rank0_share", ranks[member], 1, size),
+        _top_share(f"{prefix}.rank1pct_share", ranks[member], max(1, size // 100), size),
+        mean_metric(f"{prefix}.exposure_out_mean", outside, n_resamples=n_resamples, seed=seed, note=chance),
+        auc_metric(f"{prefix}.auc", inside, outside),
+        point_metric(f"{prefix}.p_value", _p_value(late[member], size), len(inside), "a p-value"),
+    )
+
+
+def _top_share(name: str, ranks: Floats, top: int, size: int) -> Metric:
+    hits = int((ranks <= top).sum())
+    return share_metric(name, hits, len(ranks), exact=True, note=f"{top / size:.4f} with no leak")
+
+
+def _p_value(ranks: Floats, size: int) -> float:
+    """P of at least as many members in the first tenth where every rank is uniform; NaN without members.
+
+    Not of rank 1 alone: with a handful of members that misses a leak which lifts secrets without putting them first.
+    """
+    from scipy.stats import binom
+
+    if len(ranks) == 0:
+        return math.nan
+    top = max(1, size // 10)
+    return float(binom.sf(int((ranks <= top).sum()) - 1, len(ranks), top / size))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -1,0 +1,81 @@
+"""The gate: a recipe's rules over a round's metrics. Closed unless every rule is shown to hold."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from tutelage.configs.records import GateDecision, Metric, RuleOutcome
+from tutelage.configs.schema import GateConfig, GateRule
+
+
+def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> GateDecision:
+    """Whether a round's student may be published.
+
+    Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included), where any name was
+    measured twice, and where there are no lessons or no rules. The order of metrics and of rules makes no difference.
+
+    Args:
+        metrics: Everything the round measured.
+        config: The recipe's rules.
+        lessons: How many lessons were released.
+
+    Returns:
+        The decision, with one outcome for each standing condition and then one for each rule.
+    """
+    counts = Counter(metric.name for metric in metrics)
+    by_name = {metric.name: metric for metric in metrics if counts[metric.name] == 1}
+    twice = sum(count > 1 for count in counts.values())
+    outcomes = (
+        _standing("released lessons >= 1", lessons, 1, lessons >= 1),
+        _standing("gate rules >= 1", len(config.rules), 1, len(config.rules) >= 1),
+        _standing("metrics measured twice <= 0", twice, 0, twice == 0),
+        *(_apply(rule, by_name, counts) for rule in config.rules),
+    )
+    return GateDecision(passed=all(outcome.passed for outcome in outcomes), outcomes=outcomes)
+
+
+def rule_in_words(rule: GateRule) -> str:
+    """E.g. `accuracy.student (ci_low) - accuracy.zero_shot >= 0.05`."""
+    bound = "" if rule.bound == "value" else f" ({rule.bound})"
+    minus = f" - {rule.minus}" if rule.minus is not None else ""
+    return f"{rule.metric}{bound}{minus} {rule.op} {rule.value:g}"
+
+
+def _standing(condition: str, observed: int, threshold: int, passed: bool) -> RuleOutcome:
+    return RuleOutcome(
+        rule=condition, observed=observed, threshold=threshold, passed=passed, reason=f"there are {observed}"
+    )
+
+
+def _apply(rule: GateRule, metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> RuleOutcome:
+    needed: list[tuple[str, str]] = [(rule.metric, rule.bound)]
+    if rule.minus is not None:
+        needed.append((rule.minus, "value"))
+    obstacles = [_obstacle(name, bound, metrics, counts) for name, bound in needed]
+    if not math.isfinite(rule.value):
+        obstacles.append("the rule's threshold is not a finite number")
+    reason = next((obstacle for obstacle in obstacles if obstacle), None)
+    observed, passed = None, False
+    if reason is None:
+        figure, *minus = (getattr(metrics[name], bound) for name, bound in needed)
+        observed = float(figure - sum(minus))
+        passed = observed >= rule.value if rule.op == ">=" else observed <= rule.value
+        passed = passed and math.isfinite(observed)  # two finite figures may differ by more than a float holds
+        reason = f"{observed:.4g} {'meets' if passed else 'does not meet'} {rule.op} {rule.value:g}"
+    return RuleOutcome(
+        rule=rule_in_words(rule), observed=observed, threshold=rule.value, passed=passed, reason=reason
+    )
+
+
+def _obstacle(name: str, bound: str, metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> str | None:
+    """Why a figure can't be compared, or None."""
+    metric = metrics.get(name)
+    if metric is None:
+        return f"{name} was measured twice" if name in counts else f"{name} is missing"
+    if not metric.measured:
+        return f"{name} could not be measured"
+    if not math.isfinite(getattr(metric, bound)):
+        return f"{name} ({bound}) is infinite"
+    return None

@@ -1,0 +1,170 @@
+"""Deal the records out: silos, the test set, and the non-members that the attacks compare with.
+
+No near-duplicates lie on two sides of a border, or the test set would measure memory and the attacks would call a
+member's twin a non-member. Apart from that grouping and the labels the deal does not look at the texts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.schema import ClassificationTask, DataConfig, Task
+from tutelage.privacy.similarity import near_duplicate_groups
+from tutelage.privacy.sources import Loaded
+from tutelage.privacy.vault import PrivateRecord
+
+Group = list[PrivateRecord]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Where every record went."""
+
+    silos: dict[str, list[PrivateRecord]]
+    test: list[PrivateRecord]
+    nonmembers: list[PrivateRecord]
+    twins_unused: int
+    """Records left out because a near-duplicate of theirs is in the test set, a non-member or in another silo."""
+    over_cap: int
+    """Records left out because their silo was full (`data.records_per_silo`)."""
+
+
+def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_label: int) -> Partition:
+    """Deal the records out, the same way for the same records and seed, whatever order they come in.
+
+    Groups of near-duplicates stay whole. The test set and the non-members take one record each from groups of their
+    own, as many of every label; the groups left are dealt to the silos, so that these come out alike in size and
+    labels as far as the groups allow. Where the data names the silos, a group lies in the silo that has most of it.
+
+    Args:
+        loaded: The records, and their silos where the data names them.
+        data: How many silos, test records and non-members, the cap, and what counts as a near-duplicate.
+        task: A classification's labels are balanced; for a generation all records count as of one label.
+        seed: Seeds the deal.
+        min_per_label: Fewest records of each label (for a generation: in all) that a silo can teach from.
+
+    Raises:
+        UserError: too few records for the test set, the non-members, or a silo.
+    """
+    labels = sorted(task.labels) if isinstance(task, ClassificationTask) else [""]
+    records = sorted(loaded.records, key=lambda record: record.id)
+    rng = random.Random(seed)
+    pools = _pools(records, labels, data.near_duplicate_jaccard, rng)
+    test = _draw(pools, data.test_records, "data.test_records", rng)
+    nonmembers = _draw(pools, data.nonmember_records, "data.nonmember_records", rng)
+    if loaded.silo_of:
+        full = _named(pools, loaded.silo_of)
+    else:
+        full = _deal(pools, [f"silo-{number}" for number in range(data.silos)], rng)
+    silos = {name: _cap(members, labels, data.records_per_silo, rng) for name, members in full.items()}
+    _check(silos, labels, min_per_label)
+    dealt = sum(map(len, full.values()))
+    return Partition(
+        silos=silos,
+        test=test,
+        nonmembers=nonmembers,
+        twins_unused=len(records) - len(test) - len(nonmembers) - dealt,
+        over_cap=dealt - sum(map(len, silos.values())),
+    )
+
+
+def _pools(
+    records: Sequence[PrivateRecord], labels: Sequence[str], threshold: float, rng: random.Random
+) -> dict[str, list[Group]]:
+    """The near-duplicate groups in random order, each under the label most of it has."""
+    groups: dict[int, Group] = defaultdict(list)
+    texts = [r.text if len(labels) > 1 else f"{r.text}\n{r.completion}" for r in records]
+    for record, number in zip(records, near_duplicate_groups(texts, threshold), strict=True):
+        groups[number].append(record)
+    pools: dict[str, list[Group]] = {label: [] for label in labels}
+    for group in groups.values():
+        counts = Counter(_label(record, labels) for record in group)
+        pools[max(labels, key=lambda label: counts[label])].append(group)
+    for pool in pools.values():
+        rng.shuffle(pool)
+    return pools
+
+
+def _label(record: PrivateRecord, labels: Sequence[str]) -> str:
+    return record.completion if len(labels) > 1 else ""
+
+
+def _draw(pools: dict[str, list[Group]], n: int, key: str, rng: random.Random) -> list[PrivateRecord]:
+    """Take `n` groups out of the pools, as many of every label, and of each one record of that label."""
+    drawn = []
+    for label, quota in zip(pools, _shares([1] * len(pools), n), strict=True):
+        if quota > len(pools[label]):
+            raise UserError(
+                f"needs {quota} records{_of(label)} that are no near-duplicates; {len(pools[label])} are left",
+                key=key,
+                remedy=f"lower {key} or bring more records",
+            )
+        for group in (pools[label].pop() for _ in range(quota)):
+            drawn.append(rng.choice([record for record in group if _label(record, list(pools)) == label]))
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _deal(pools: dict[str, list[Group]], names: Sequence[str], rng: random.Random) -> dict[str, Group]:
+    """Every group to the silo that has fewest of its label; large groups first, so that the small ones even out."""
+    silos: dict[str, Group] = {name: [] for name in names}
+    for pool in pools.values():
+        dealt = dict.fromkeys(names, 0)
+        for group in sorted(pool, key=len, reverse=True):
+            name = min(names, key=lambda name: (dealt[name], len(silos[name]), rng.random()))
+            silos[name] += group
+            dealt[name] += len(group)
+    return silos
+
+
+def _named(pools: dict[str, list[Group]], silo_of: dict[str, str]) -> dict[str, Group]:
+    """Every record to its own silo, if that is the one with most of its group."""
+    silos: dict[str, Group] = {name: [] for name in sorted(set(silo_of.values()))}
+    for pool in pools.values():
+        for group in pool:
+            counts = Counter(silo_of[record.id] for record in group)
+            home = max(sorted(counts), key=lambda name: counts[name])
+            silos[home] += [record for record in group if silo_of[record.id] == home]
+    return silos
+
+
+def _cap(members: Group, labels: Sequence[str], cap: int | None, rng: random.Random) -> Group:
+    """At most `cap` of the silo's records, with the silo's mix of labels, in random order."""
+    by_label: dict[str, Group] = {label: [] for label in labels}
+    for record in members:
+        by_label[_label(record, labels)].append(record)
+    quotas = _shares([len(group) for group in by_label.values()], min(cap or len(members), len(members)))
+    kept = [r for group, quota in zip(by_label.values(), quotas, strict=True) for r in rng.sample(group, quota)]
+    rng.shuffle(kept)
+    return kept
+
+
+def _shares(weights: Sequence[int], n: int) -> list[int]:
+    """`n` in whole parts in proportion to the weights, by largest remainders."""
+    total = sum(weights) or 1
+    parts = [weight * n // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda at: -(weights[at] * n % total))
+    for at in by_remainder[: n - sum(parts)]:
+        parts[at] += 1
+    return parts
+
+
+def _check(silos: dict[str, Group], labels: Sequence[str], min_per_label: int) -> None:
+    for name, members in silos.items():
+        counts = Counter(_label(record, labels) for record in members)
+        for label in labels:
+            if counts[label] < min_per_label:
+                raise UserError(
+                    f"silo {name} has {counts[label]} records{_of(label)}, needs {min_per_label}",
+                    key="data.silos",
+                    remedy="fewer silos, test records or references per prompt, a higher data.records_per_silo, "
+                    "or more records",
+                )
+
+
+def _of(label: str) -> str:
+    return f" of label {label}" if label else ""

@@ -1,0 +1,216 @@
+"""The training loop: batches, steps, early stopping on held-back rows, and checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.configs.schema import StudentConfig
+from tutelage.configs.store import write_atomic
+from tutelage.students import score
+
+if TYPE_CHECKING:
+    import torch
+
+_CURVE_EVERY_STEPS = 5
+_CHUNK_BATCHES = 16
+"""Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to stay random."""
+_MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclass
+class State:
+    """Where a training run stands; with weights, optimizer and random state, all that a checkpoint holds."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Since the last point of the curve."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float = math.inf
+    best_step: int = 0
+    waited: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def point(self, heldback: float | None) -> None:
+        train = sum(self.losses) / len(self.losses)
+        self.curve.append({"step": self.step, "train_loss": train, "heldback_loss": heldback})
+        self.losses = []
+
+
+class Trainer:
+    """A model with everything that changes while it is trained."""
+
+    def __init__(self, model: Any, pad: int, rows: list[Row], config: StudentConfig, seed: int) -> None:
+        import torch
+        from transformers import get_cosine_schedule_with_warmup
+
+        self.model, self.pad, self.config, self.seed = model, pad, config, seed
+        train, heldback = _split([row.completion for row in rows], config.heldback_share, seed)
+        self.train_rows, self.heldback_rows = [rows[i] for i in train], [rows[i] for i in heldback]
+        self.steps_per_epoch = math.ceil(len(train) / config.batch_rows)
+        self.steps = self.steps_per_epoch * config.epochs
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [*self.trained.values()], "initial_lr": config.learning_rate}],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        # The schedule is zero at both its ends: started one step in and ending one late, no step is wasted.
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, int(config.warmup_share * self.steps), self.steps + 1, last_epoch=0
+        )
+        self.shared = score.common_prefix([row.prompt for row in self.train_rows])
+        self.state = State()
+
+    def run(self, checkpoint: Path, key: str, progress: bool) -> None:
+        """Train to the end, or from the checkpoint to the end, and leave the best weights in the model."""
+        from tqdm import tqdm
+
+        self._resume(checkpoint, key)
+        state = self.state
+        bar = tqdm(
+            total=self.steps, initial=state.step, desc="student", unit="step", disable=None if progress else True
+        )
+        batches: list[list[Row]] = []
+        while state.step < self.steps and state.waited < self.config.patience_epochs:
+            epoch, place = divmod(state.step, self.steps_per_epoch)
+            if place == 0 or not batches:
+                batches = self._batches(epoch)
+            state.losses.append(self._step(batches[place]))
+            state.step += 1
+            bar.update()
+            if place == self.steps_per_epoch - 1:
+                self._end_epoch()
+                bar.set_postfix(loss=state.curve[-1]["train_loss"], heldback=state.curve[-1]["heldback_loss"])
+            elif state.step % _CURVE_EVERY_STEPS == 0:
+                state.point(None)
+            if state.step % self.config.checkpoint_every_steps == 0:
+                self._save(checkpoint, key)
+        bar.close()
+        _load(self.trained, state.best)
+
+    def _batches(self, epoch: int) -> list[list[Row]]:
+        """An epoch's batches: rows shuffled, sorted by length within chunks, the batches shuffled again."""
+        chance = random.Random(f"{self.seed}/{epoch}")
+        rows = list(self.train_rows)
+        chance.shuffle(rows)
+        size = self.config.batch_rows
+        batches = []
+        for start in range(0, len(rows), size * _CHUNK_BATCHES):
+            chunk = sorted(rows[start : start + size * _CHUNK_BATCHES], key=lambda row: len(row.prompt))
+            batches += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+        chance.shuffle(batches)
+        return batches
+
+    def _step(self, batch: list[Row]) -> float:
+        """One optimizer step; returns the mean loss per completion token, in nats."""
+        import torch
+
+        self.model.train()
+        loss = self._loss(batch)
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError(f"training diverged at step {self.state.step}; lower student.learning_rate")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), _MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def _loss(self, batch: list[Row]) -> torch.Tensor:
+        import torch
+
+        # What all prompts begin with goes through the model once per batch; gradients flow back through its cache.
+        prefix = score.extend_prefix(self.model, score.NO_PREFIX, self.shared)
+        fed = [(row.prompt[prefix.length :] + row.completion)[:-1] for row in batch]
+        keep = max(len(row.completion) for row in batch)
+        logits, _, _ = score.run_rows(self.model, self.pad, fed, prefix, keep)
+        targets = [[-100] * (keep - len(row.completion)) + row.completion for row in batch]
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), torch.tensor(targets, device=logits.device).flatten()
+        )
+
+    def _end_epoch(self) -> None:
+        state = self.state
+        heldback = self._heldback_loss()
+        state.point(heldback)
+        if heldback is None or heldback < state.best_loss:
+            state.best_loss = math.inf if heldback is None else heldback
+            state.best_step, state.waited, state.best = state.step, 0, copied(self.trained)
+        else:
+            state.waited += 1
+
+    def _heldback_loss(self) -> float | None:
+        if not self.heldback_rows:
+            return None
+        self.model.eval()
+        prompts, completions = zip(*((row.prompt, row.completion) for row in self.heldback_rows), strict=True)
+        scored = score.score_ids(self.model, self.pad, prompts, completions, 2 * self.config.batch_rows)
+        return float(-sum(row.sum() for row in scored) / sum(len(row) for row in scored))
+
+    def _save(self, checkpoint: Path, key: str) -> None:
+        import torch
+
+        stream = io.BytesIO()
+        saved = {
+            "key": key,
+            "state": vars(self.state),
+            "weights": copied(self.trained),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(saved, stream)
+        write_atomic(checkpoint, stream.getvalue(), mode=0o600)
+
+    def _resume(self, checkpoint: Path, key: str) -> None:
+        """Take up a checkpoint of the same run, if there is one."""
+        import torch
+
+        if not checkpoint.is_file():
+            return
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if saved["key"] != key:
+            return
+        self.state = State(**saved["state"])
+        _load(self.trained, saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"]:
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+
+
+def _split(completions: Sequence[Sequence[int]], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold back, every completion held back in proportion."""
+    held = round(share * len(completions))
+    order = list(range(len(completions)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda index: list(completions[index]))
+    # Every n-th of the rows in order of their completions: a stratified draw that also works where all differ.
+    chosen = {order[int((i + 0.5) * len(order) / held)] for i in range(held)}
+    return [i for i in range(len(order)) if i not in chosen], sorted(chosen)
+
+
+def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+
+
+def _load(weights: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved[name])

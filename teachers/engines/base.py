@@ -1,0 +1,61 @@
+"""What a teacher's engine must do: continue prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. Top-k is applied first, then top-p among what is left."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: str
+    """The text is cut where this first appears, and counts as finished."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled continuation. Its text is as private as the prompt: it never leaves the vault unscreened."""
+
+    text: str
+    finished: bool
+    """False where the length ran out first."""
+
+    def __repr__(self) -> str:
+        return f"<Generation {len(self.text)} chars, redacted>"
+
+
+class Engine(Protocol):
+    """Something that continues text: transformers here; vLLM and servers have the same face."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:
+        """Sample `n` continuations of every prompt.
+
+        Args:
+            prompts: Plain text, the special tokens of a chat template included where wanted.
+            n: Continuations per prompt.
+            sampling: How.
+            seed: The same seed, prompts and settings give the same texts.
+            on_progress: Called with the number of texts just finished.
+
+        Returns:
+            `len(prompts)` lists of `n` generations.
+        """
+        ...
+
+    def chat(self, system: str, user: str) -> str:
+        """A chat prompt as this engine's model wants it, ready to be continued."""
+        ...

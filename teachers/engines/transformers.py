@@ -1,0 +1,150 @@
+"""The transformers engine: batched sampling where all texts of one prompt share its prefill.
+
+A prompt with private references is several times longer than a draft, so on a processor its prefill is
+half the work. Each prompt is run once, its key/value cache is repeated for its `n` texts, and rows that have
+ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.configs.models import load_model
+from tutelage.teachers.engines.base import Generation, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+# Compacting copies the whole cache: worth it once an eighth of the rows has ended.
+_COMPACT_SHARE = 0.125
+
+
+class TransformersEngine:
+    """Continues text with a local model.
+
+    Args:
+        folder: The model's folder.
+        batch_rows: Texts decoded together.
+    """
+
+    def __init__(self, folder: Path, batch_rows: int) -> None:
+        self.model, self.tokenizer = load_model(folder, dtype="auto")
+        self.batch_rows = batch_rows
+
+    def chat(self, system: str, user: str) -> str:
+        """See `Engine.chat`."""
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:
+        """See `Engine.generate`."""
+        import torch
+
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        encoded: list[list[int]] = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+        # Prompts of like length share a batch, so that little is spent on padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+        per_batch = max(1, self.batch_rows // n)
+        out: list[list[Generation]] = [[] for _ in prompts]
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            with torch.inference_mode():
+                texts = self._sample([encoded[i] for i in chosen], n, sampling, generator)
+            for i, index in enumerate(chosen):
+                out[index] = texts[i * n : (i + 1) * n]
+            if on_progress:
+                on_progress(len(texts))
+        return out
+
+    def _sample(
+        self, prompts: list[list[int]], n: int, sampling: Sampling, generator: torch.Generator
+    ) -> list[Generation]:
+        """Sample `n` texts for each of P prompts: P * n rows, prompt by prompt."""
+        import torch
+
+        batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        batch = batch.to(self.model.device)
+        attention = batch["attention_mask"]  # (P, L)
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=attention,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(n)
+        logits = output.logits[:, -1].repeat_interleave(n, 0)  # (P * n, V)
+        attention = attention.repeat_interleave(n, 0)
+        position = positions[:, -1:].repeat_interleave(n, 0)
+
+        rows = len(prompts) * n
+        tokens: list[list[int]] = [[] for _ in range(rows)]
+        finished = [False] * rows
+        alive = torch.arange(rows)  # which text each row of the batch is
+        ends = self._end_tokens()
+        for step in range(sampling.max_new_tokens):
+            token = _draw(logits.float(), sampling, generator)  # (R,)
+            keep = []
+            for i, (row, value) in enumerate(zip(alive.tolist(), token.tolist(), strict=True)):
+                if row < 0:
+                    continue
+                if value in ends:
+                    finished[row] = True
+                else:
+                    tokens[row].append(value)
+                    finished[row] = sampling.stop in self.tokenizer.decode(tokens[row][-8:])
+                if finished[row]:
+                    alive[i] = -1
+                else:
+                    keep.append(i)
+            if not keep or step == sampling.max_new_tokens - 1:
+                break
+            if len(keep) <= len(alive) * (1 - _COMPACT_SHARE):
+                index = torch.tensor(keep, device=self.model.device)
+                cache.batch_select_indices(index)
+                alive, token = alive[keep], token[index]
+                attention, position = attention[index], position[index]
+            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+            position = position + 1
+            output = self.model(
+                input_ids=token[:, None],
+                attention_mask=attention,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = output.logits[:, -1]
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [Generation(t.split(sampling.stop)[0], f) for t, f in zip(texts, finished, strict=True)]
+
+    def _end_tokens(self) -> set[int]:
+        """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
+        config: Any = self.model.generation_config
+        ids = getattr(config, "eos_token_id", None)
+        listed = ids if isinstance(ids, list) else [ids]
+        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+
+
+def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    """One token per row: temperature, top-k, then top-p. (R, V) float32 -> (R,)."""
+    import torch
+
+    k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    top, index = torch.topk(logits / sampling.temperature, k, dim=-1)  # sorted, so top-p is a prefix
+    probabilities = torch.softmax(top, -1)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    choice = torch.multinomial(probabilities, 1, generator=generator)
+    return index.gather(-1, choice)[:, 0]

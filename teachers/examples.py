@@ -1,0 +1,175 @@
+"""A silo's teacher writes synthetic examples from a few private references at a time.
+
+Small teachers wander off the label they were asked for, so each prompt is sampled several times and only the
+drafts most typical of their label are kept. "Typical" is the opinion of a TF-IDF + logistic regression
+classifier fitted on the silo's own records: far cheaper than asking the language model under every label's
+prompt. It looks at private data, so it is fine for screened lessons and has no place in a formal mechanism.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
+from tutelage.privacy.release import Draft
+from tutelage.privacy.vault import PrivateRecord
+from tutelage.teachers import prompts
+from tutelage.teachers.engines.base import Engine, Generation, Sampling
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a teacher wrote, and how much went wrong on the way."""
+
+    drafts: tuple[Draft, ...]
+    prompts: int
+    """Distinct prompts sampled."""
+    sampled: int
+    """Texts sampled, retries included."""
+    malformed: int
+    off_label: int
+    """Well formed, but the silo's classifier takes them for another label."""
+    not_kept: int
+    """Beyond `keep_per_prompt`."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One prompt to be sampled."""
+
+    id: str
+    label: str | None
+    prompt: str
+
+
+def write_examples(
+    engine: Engine,
+    records: Sequence[PrivateRecord],
+    *,
+    task: Task,
+    config: TeachConfig,
+    topics: dict[str, float],
+    silo: str,
+    round: int,
+    seed: int,
+) -> Written:
+    """Write a silo's drafts for one round.
+
+    Args:
+        engine: What continues the prompts.
+        records: The silo's private records.
+        task: The task.
+        config: The recipe's `teach` section.
+        topics: Share of the prompts each label gets; empty for equal shares (and for generation tasks).
+        silo: Its name.
+        round: The round, from 1.
+        seed: The recipe's seed.
+    """
+    # Seeding with a string is stable across processes; the silo and round keep the streams apart.
+    draw = random.Random(f"{seed}/{silo}/{round}/references")
+    slots = _slots(records, task, config, topics, silo, round, draw)
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k, prompts.STOP)
+    typical = _typicality(records, task)
+    done: dict[str, list[Draft]] = {}
+    sampled = malformed = off_label = not_kept = 0
+    with tqdm(total=len(slots) * config.drafts_per_prompt, desc=f"teach {silo}", unit="draft", disable=None) as bar:
+        pending = slots
+        for attempt in range(config.max_retries + 1):
+            generations = engine.generate(
+                [slot.prompt for slot in pending],
+                config.drafts_per_prompt,
+                sampling,
+                random.Random(f"{seed}/{silo}/{round}/{attempt}").getrandbits(48),
+                bar.update if attempt == 0 else None,
+            )
+            for slot, texts in zip(pending, generations, strict=True):
+                parsed = _parse(task, slot, texts)
+                sampled += len(texts)
+                malformed += len(texts) - len(parsed)
+                fitting = _fitting(parsed, slot.label, typical)
+                off_label += len(parsed) - len(fitting)
+                done[slot.id] = fitting[: config.keep_per_prompt]
+                not_kept += len(fitting) - len(done[slot.id])
+            pending = [slot for slot in pending if not done[slot.id]]
+            if not pending:
+                break
+    drafts = tuple(draft for slot in slots for draft in done[slot.id])
+    return Written(drafts, len(slots), sampled, malformed, off_label, not_kept)
+
+
+def _slots(
+    records: Sequence[PrivateRecord],
+    task: Task,
+    config: TeachConfig,
+    topics: dict[str, float],
+    silo: str,
+    round: int,
+    draw: random.Random,
+) -> list[_Slot]:
+    """The prompts of one silo and round, each with its own sample of references."""
+    labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
+    slots = []
+    for label in labels:
+        pool = [record for record in records if label is None or record.completion == label]
+        share = topics.get(label or "", 1 / len(labels))
+        count = min(config.references_per_prompt, len(pool))
+        deck: list[PrivateRecord] = []
+        for i in range(max(1, round_half_up(config.prompts_per_label * len(labels) * share))):
+            if len(deck) < count:  # every record serves once before any serves twice
+                deck = draw.sample(pool, len(pool))
+            references, deck = deck[:count], deck[count:]
+            prompt = prompts.example_prompt(task, label, [reference.example() for reference in references])
+            slots.append(_Slot(f"{silo}-r{round}-{label or 'example'}-{i}", label, prompt))
+    return slots
+
+
+def round_half_up(value: float) -> int:
+    """Round to the nearest whole number, halves up (Python's own `round` sends 2.5 to 2)."""
+    return int(value + 0.5)
+
+
+def _parse(task: Task, slot: _Slot, texts: Sequence[Generation]) -> list[Draft]:
+    drafts = []
+    for j, generation in enumerate(texts):
+        parsed = prompts.parse_example(task, slot.label, generation.text, generation.finished)
+        if parsed is not None:
+            drafts.append(Draft(f"{slot.id}-{j}", "example", parsed[0], parsed[1], prompts.VERSION))
+    return drafts
+
+
+class _Typicality:
+    """Probability of a label given a text, by a classifier fitted on the silo's own records."""
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        self.model = make_pipeline(
+            TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)),
+            LogisticRegression(C=10, max_iter=1000, class_weight="balanced"),
+        ).fit(list(texts), list(labels))
+
+    def of(self, texts: Sequence[str], label: str) -> list[float]:
+        column = list(self.model.classes_).index(label)
+        return [float(row[column]) for row in self.model.predict_proba(list(texts))]
+
+
+def _typicality(records: Sequence[PrivateRecord], task: Task) -> _Typicality | None:
+    if not isinstance(task, ClassificationTask) or len({record.completion for record in records}) < 2:
+        return None
+    return _Typicality([record.text for record in records], [record.completion for record in records])
+
+
+def _fitting(drafts: list[Draft], label: str | None, typical: _Typicality | None) -> list[Draft]:
+    """The drafts the classifier takes for their own label, the most typical first."""
+    if typical is None or label is None or not drafts:
+        return drafts
+    chance = 1 / len(typical.model.classes_)
+    scores = typical.of([draft.prompt for draft in drafts], label)
+    ranked = sorted(zip(scores, drafts, strict=True), key=lambda pair: -pair[0])
+    return [draft for score, draft in ranked if score > chance]

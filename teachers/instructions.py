@@ -1,0 +1,55 @@
+"""A silo's teacher words advice for the task, and one silo's wording is chosen for the student."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from tutelage.configs.schema import Task, TeachConfig
+from tutelage.privacy.release import Draft, LessonSet
+from tutelage.privacy.similarity import embed
+from tutelage.privacy.vault import PrivateRecord
+from tutelage.teachers import prompts
+from tutelage.teachers.engines.base import Engine, Sampling
+
+_DRAFTS = 4
+_MAX_NEW_TOKENS = 64
+
+
+def write_instruction(
+    engine: Engine,
+    records: Sequence[PrivateRecord],
+    *,
+    task: Task,
+    config: TeachConfig,
+    silo: str,
+    round: int,
+    seed: int,
+) -> tuple[Draft, ...]:
+    """Several wordings by one silo's teacher, unscreened. Empty if the recipe wants the public description only."""
+    if config.instruction == "description":
+        return ()
+    draw = random.Random(f"{seed}/{silo}/{round}/instruction")
+    references = draw.sample(list(records), min(2 * config.references_per_prompt, len(records)))
+    system, user = prompts.instruction_request(task, [record.example() for record in references])
+    sampling = Sampling(_MAX_NEW_TOKENS, min(config.temperature, 0.7), config.top_p, config.top_k, "\n")
+    [texts] = engine.generate([engine.chat(system, user)], _DRAFTS, sampling, draw.getrandbits(48))
+    # An unfinished wording stops in mid-sentence: cut it after its last full stop, or leave it out.
+    wordings = [t.text if t.finished else t.text[: t.text.rfind(".") + 1] for t in texts]
+    return tuple(
+        Draft(f"{silo}-r{round}-instruction-{j}", "instruction", wording.strip(), "", prompts.VERSION)
+        for j, wording in enumerate(wordings)
+        if wording.strip()
+    )
+
+
+def choose_instruction(lessons: LessonSet) -> str | None:
+    """The released wording most like all the others (the medoid by embedding); None if none was released.
+
+    It looks at released text only, so it costs no privacy.
+    """
+    wordings = [lesson.prompt for lesson in lessons if lesson.kind == "instruction"]
+    if not wordings:
+        return None
+    vectors = embed(wordings)
+    return wordings[int((vectors @ vectors.T).sum(1).argmax())]

@@ -1,0 +1,136 @@
+"""Reports as a run makes them, for the tests of whatever shows or reads reports."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+from tutelage.configs.records import CurvePoint, Metric, RoundReport, SiloCounts
+from tutelage.configs.schema import GateConfig, GateRule
+from tutelage.privacy.gate import decide
+from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
+
+PROTECTION = (
+    "Lessons are screened: personal data was replaced and copies of private records were dropped. "
+    "This is hygiene, without a formal guarantee."
+)
+GATE = GateConfig(
+    rules=(
+        GateRule(metric="accuracy.student", bound="ci_low", op=">=", value=0.6),
+        GateRule(metric="accuracy.student", minus="accuracy.zero_shot", op=">=", value=0.05),
+        GateRule(metric="canary.rank0_share", op="<=", value=0.25),
+        GateRule(metric="overlap.longest_run_max", op="<=", value=12),
+        GateRule(metric="overlap.near_duplicate_share", op="<=", value=0.0),
+        GateRule(metric="forgetting.increase", op="<=", value=0.5),
+    )
+)
+TIMINGS = {
+    "prepare": 14.2, "round-1/teach-silo-0": 41.8, "round-1/teach-silo-1": 40.3, "round-1/teach-silo-2": 42.0,
+    "round-1/teach-silo-3": 39.9, "round-1/screen": 22.7, "round-1/train": 71.5, "round-1/measure": 48.1,
+    "round-1/attack": 19.4,
+}  # fmt: skip
+
+
+def around(name: str, value: float, half: float, n: int) -> Metric:
+    """A figure with a symmetric interval, as a bootstrap of `n` items might give it."""
+    interval = "95% bootstrap (1000)"
+    return Metric(name=name, value=value, ci_low=value - half, ci_high=value + half, n=n, interval=interval)
+
+
+def metrics(student_hits: int = 97) -> list[Metric]:
+    """Everything a classification round measures, through the project's own statistics."""
+    hits = {
+        "zero_shot": 66,
+        "few_shot": 79,
+        "instruction": 71,
+        "student": student_hits,
+        "originals": 112,
+        "tfidf": 95,
+    }
+    inside, outside = [0.4, 2.7, 0.9, 3.19, 1.1], [1.3, 0.2, 2.4]
+    return [
+        *(share_metric(f"accuracy.{method}", k, 120, internal=method == "originals") for method, k in hits.items()),
+        *(around(f"macro_f1.{method}", k / 120 - 0.006, 0.07, 120) for method, k in hits.items()),
+        share_metric("recall.zero_shot.spam", 58, 60),
+        share_metric("recall.zero_shot.ham", 8, 60),
+        share_metric("recall.student.spam", 52, 60),
+        share_metric("recall.student.ham", student_hits - 52, 60),
+        around("forgetting.loss_before", 3.112, 0.21, 16),
+        around("forgetting.loss_after", 3.187, 0.22, 16),
+        around("forgetting.increase", 0.075, 0.04, 16),
+        mean_metric("canary.exposure_mean", inside, note="1.375 with no leak"),
+        max_metric("canary.exposure_max", inside),
+        share_metric("canary.rank0_share", 0, 5, exact=True, note="0.0156 with no leak"),
+        share_metric("canary.rank1pct_share", 0, 5, exact=True, note="0.0156 with no leak"),
+        mean_metric("canary.exposure_out_mean", outside, note="1.375 with no leak"),
+        auc_metric("canary.auc", inside, outside),
+        point_metric("canary.p_value", 0.389, 5, "a p-value"),
+        point_metric("lessons.canary_verbatim", 0, 5, "a count"),
+        share_metric("lessons.canary_rank0_share", 0, 5, exact=True, note="0.0156 with no leak"),
+        point_metric("overlap.longest_run_max", 9, 96, "a maximum", internal=True),
+        share_metric("overlap.ngram_share", 3, 96, internal=True, note="an upper bound over silos"),
+        share_metric("overlap.near_duplicate_share", 0, 96, internal=True, note="an upper bound over silos"),
+        point_metric("overlap.cosine_max", 0.8712, 96, "a maximum", internal=True),
+    ]
+
+
+def silo(k: int) -> SiloCounts:
+    """A silo's counts; they differ by silo, and every draft is accounted for."""
+    dropped = {"common_run": 6 + k, "near_duplicate": 3, "neighbour": 2 * k, "too_short": 1}
+    return SiloCounts(
+        silo=f"silo-{k}",
+        records=400,
+        prompts=16,
+        drafts=128,
+        malformed=11 - k,
+        dropped=dropped,
+        replaced={"PERSON": 31 + 4 * k, "EMAIL_ADDRESS": 12, "URL": 17 - k, "PHONE_NUMBER": 2},
+        released=32 - k,
+    )
+
+
+def report(round: int = 1, **changes: Any) -> RoundReport:
+    """A passed round of the demo; `changes` replace fields."""
+    figures = tuple(metrics(95 + 2 * round))
+    curve = [
+        CurvePoint(
+            step=step,
+            train_loss=_rounded(0.12 + 2.9 * math.exp(-step / 9)),
+            heldback_loss=_rounded(0.31 + 2.5 * math.exp(-step / 8) + 0.0016 * step) if step % 12 == 0 else None,
+        )
+        for step in range(4, 37, 4)
+    ]
+    fields: dict[str, Any] = {
+        "run_id": "demo-5f3a9c1e",
+        "round": round,
+        "recipe_name": "demo",
+        "recipe_digest": digest("recipe"),
+        "protection": PROTECTION,
+        "instruction": "Read the e-mail. Answer spam if it sells or advertises something nobody asked for, else ham.",
+        "silos": tuple(silo(k) for k in range(4)),
+        "lessons_per_class": {"spam": 48, "ham": 48},
+        "topics_next": {"spam": 0.42, "ham": 0.58},
+        "metrics": figures,
+        "curve": tuple(curve),
+        "decision": decide(figures, GATE, lessons=96),
+        "lessons_digest": digest(f"lessons {round}"),
+        "adapter_digest": digest(f"adapter {round}"),
+    }
+    return RoundReport(**{**fields, **changes})
+
+
+def refused(round: int = 1) -> RoundReport:
+    """A round whose gate refused: too low an accuracy, and a canary figure that could not be measured."""
+    name = "canary.rank0_share"
+    figures = tuple(missing_metric(name) if metric.name == name else metric for metric in metrics(77))
+    return report(round, decision=decide(figures, GATE, lessons=96), metrics=figures)
+
+
+def digest(text: str) -> str:
+    """A sha256, as digests in reports are."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
