@@ -107,25 +107,43 @@ def load_model(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, P
         dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes in it, else float32.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    tokenizer = load_tokenizer(folder)
+    chosen = getattr(torch, best_dtype() if dtype == "auto" else dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        chosen = getattr(torch, best_dtype() if dtype == "auto" else dtype)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, device_map=device)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"transformers can't load this model ({type(error).__name__})",
-            file=folder,
-            remedy="check that it loads with AutoModelForCausalLM and AutoTokenizer",
-        ) from error
+        raise _unloadable(folder, error) from error
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer, padding on the left.
+
+    Raises:
+        UserError: transformers can't.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise _unloadable(folder, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if torch.cuda.is_available():
-        model = model.cuda()
-    return model.eval(), tokenizer
+    return tokenizer
+
+
+def _unloadable(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"transformers can't load this model ({type(error).__name__})",
+        file=folder,
+        remedy="check that it loads with AutoModelForCausalLM and AutoTokenizer",
+    )
 
 
 def best_dtype() -> str:
@@ -177,7 +195,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     # What is saved is plain float32: without this, loading it would look for a quantizer.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    setattr(model, "hf_quantizer", None)  # noqa: B010: not a declared attribute
+    setattr(model, "hf_quantizer", None)  # noqa: B010
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

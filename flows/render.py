@@ -142,13 +142,7 @@ def summary_table(report: RoundReport) -> Table:
     for method, label in METHODS.items():
         shown = figure(report, f"{first}.{method}")
         others = [_short(figure(report, f"{family}.{method}")) for family in second]
-        cells = [
-            label,
-            _short(shown),
-            shown.interval or NOT_MEASURED,
-            *others,
-            "-" if shown.n is None else str(shown.n),
-        ]
+        cells = [label, _short(shown), shown.interval or NOT_MEASURED, *others, str(shown.n or "-")]
         table.add_row(*cells, style="bold" if method == "student" else "")
     return table
 
@@ -258,10 +252,10 @@ def figure(report: RoundReport, name: str, label: str | None = None) -> Figure:
     )
 
 
-def by_key(prefix: str, counts: Sequence[Mapping[str, int]]) -> list[tuple[str, list[int]]]:
-    """Several silos' counts turned into columns: (title, one number per silo) for every key any of them has."""
+def by_key(counts: Sequence[Mapping[str, int]]) -> list[tuple[str, list[int]]]:
+    """Several silos' counts turned into rows: (title, one number per silo) for every key any of them has."""
     keys = sorted({key for row in counts for key in row})
-    return [(prefix + key.replace("_", " "), [row.get(key, 0) for row in counts]) for key in keys]
+    return [(key.replace("_", " "), [row.get(key, 0) for row in counts]) for key in keys]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

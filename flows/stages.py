@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.configs.models import cache_dir, fetch_mail, hub_name, load_model, resolve_model
+from tutelage.configs.models import fetch_mail, hub_name, load_model, load_tokenizer, resolve_model
 from tutelage.configs.records import CurvePoint, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask, ScreenConfig
 from tutelage.configs.store import digest, file_digest, write_atomic
 from tutelage.flows.stage import Run, stage
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import exposure, overlap_audit
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.partition import partition
 from tutelage.privacy.release import LessonSet, SiloKey, read_drafts, release, write_drafts
 from tutelage.privacy.scrub import Scrubber
@@ -59,7 +59,7 @@ def prepare(run: Run) -> Done:
     records already. Nothing after it reads two silos' records together.
     """
     recipe = run.recipe
-    loaded = load_records(recipe.data, recipe.task, cache_dir(), fetch_mail)
+    loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.teach.references_per_prompt + 1)
     silos, planted = canaries.plant(dealt.silos, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     vault = run.dir.vault
@@ -88,7 +88,7 @@ def prepare(run: Run) -> Done:
 @stage(version=1)
 def index(run: Run, silo: str) -> Done:
     """Embed a silo's records once: screening, voting and the overlap audit all compare with them."""
-    texts = [record.text for record in _records(run, silo)]
+    texts = indexed_texts(_records(run, silo), _labels(run.recipe))
     path = _embeddings_path(run, silo)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, embed(texts))
@@ -104,9 +104,11 @@ def teach(run: Run, round: int, silo: str) -> Done:
     recipe, records = run.recipe, _records(run, silo)
     engine = _engine(recipe.teach.model, recipe.teach.batch_rows)
     topics = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
-    common: dict[str, Any] = {"task": recipe.task, "config": recipe.teach, "silo": silo, "round": round, "seed": recipe.seed}
-    written = examples.write_examples(engine, records, topics=topics, **common)
-    wordings = instructions.write_instruction(engine, records, **common)
+    place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
+    written = examples.write_examples(
+        engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place
+    )
+    wordings = instructions.write_instruction(engine, records, task=recipe.task, config=recipe.teach, **place)
     path = write_drafts(_drafts_path(run, round, silo), [*written.drafts, *wordings])
     facts = {
         "prompts": written.prompts,
@@ -141,9 +143,9 @@ def screen(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def vote(run: Run, round: int, silo: str) -> Done:
     """A silo's records vote for the released lessons nearest to them; only the counts leave."""
-    votes = aggregation.count_votes(
-        _records(run, silo), np.load(_embeddings_path(run, silo)), _all_lessons(run, round), run.recipe.task
-    )
+    records = _records(run, silo)
+    embeddings = np.load(_embeddings_path(run, silo))[: len(records)]
+    votes = aggregation.count_votes(records, embeddings, _all_lessons(run, round), run.recipe.task)
     return [], {"votes": votes}
 
 
@@ -183,11 +185,8 @@ def learn(run: Run, round: int) -> Done:
         config=recipe.student,
         seed=recipe.seed,
     )
-    weights = result.adapter / "adapter_model.safetensors"
-    return [result.adapter], {
-        "curve": [point.model_dump() for point in result.curve],
-        "adapter_digest": file_digest(weights),
-    }
+    curve = [point.model_dump() for point in result.curve]
+    return [result.adapter], {"curve": curve, "adapter_digest": publish.adapter_digest(result.adapter)}
 
 
 @stage(version=1)
@@ -345,7 +344,7 @@ def publish_student(run: Run, round: int) -> Done:
         report.decision,
         report,
         base_name=hub_name(run.recipe.student.base),
-        tokenizer=resolve_model(run.recipe.student.base),
+        tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
     )
     return [], {"published": target.name}
 

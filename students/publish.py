@@ -117,7 +117,7 @@ def model_card(name: str, report: RoundReport, base_name: str) -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
         f"A LoRA adapter for `{base_name}`, trained on synthetic lessons written by the teachers of "
         f"{len(report.silos)} silos (recipe `{report.recipe_name}`, run `{report.run_id}`, round {report.round}). "
-        "No original record was used in training it.\n\n"
+        "It was trained on no original record.\n\n"
         f"**Protection.** {report.protection}\n\n"
         f"## Use\n\nGive it this system prompt, the one it was trained with:\n\n{_quoted(report.instruction)}\n\n"
         f"## Figures\n\n{_table(report.metrics)}\n"
@@ -196,13 +196,13 @@ def _write_index(shelf: Path) -> None:
     rows = []
     for number in _versions(shelf):
         folder = shelf / f"v{number}"
-        report = RoundReport.model_validate_json((folder / "report.json").read_text())
+        report = json.loads((folder / "report.json").read_text())
         rows.append(
             {
                 "version": f"v{number}",
-                "run_id": report.run_id,
-                "round": report.round,
-                "adapter_digest": report.adapter_digest,
+                "run_id": report["run_id"],
+                "round": report["round"],
+                "adapter_digest": report["adapter_digest"],
                 "files": {path.name: file_digest(path) for path in sorted(folder.iterdir())},
             }
         )

@@ -77,7 +77,10 @@ def metrics(student_hits: int = 97) -> list[Metric]:
 
 def silo(k: int) -> SiloCounts:
     """A silo's counts; they differ by silo, and every draft is accounted for."""
-    dropped = {"common_run": 6 + k, "near_duplicate": 3, "neighbour": 2 * k, "too_short": 1}
+    dropped = {
+        "off_label": 21 - k, "not_kept": 52,
+        "common_run": 6 + k, "near_duplicate": 4, "neighbour": 2 * k, "too_short": 2,
+    }  # fmt: skip
     return SiloCounts(
         silo=f"silo-{k}",
         records=400,

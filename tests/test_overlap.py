@@ -8,9 +8,10 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tutelage.privacy.overlap import OverlapIndex
+
+from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.scrub import ENTITIES, Scrubber
-from tutelage.privacy.similarity import words
+from tutelage.privacy.similarity import embed, words
 from tutelage.privacy.vault import PrivateRecord
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c"]), max_size=14).map(" ".join)
@@ -112,6 +113,18 @@ def test_the_worse_form_counts(scrubber: Scrubber) -> None:
     # raw the address is seven common words; scrubbed there is nothing left to compare
     index = OverlapIndex(records("221B Baker Street, London NW1 6XE"), scrubber=scrubber)
     assert index.copying(["221B Baker Street, London NW1 6XE"])[0][0] == 6
+
+
+def test_embeddings_can_be_given() -> None:
+    known = [*records("rain and sun", completion="a dry answer"), *records("wind")]
+    texts = indexed_texts(known, frozenset({"ham"}))
+    assert texts == ["rain and sun", "wind", "a dry answer"]
+    draft = ["The wind and the rain."]
+    settings = {"public_completions": frozenset({"ham"})}
+    given_ones = OverlapIndex(known, embeddings=embed(texts), **settings).measure(draft)
+    assert given_ones == OverlapIndex(known, **settings).measure(draft)
+    with pytest.raises(ValueError, match="2 embeddings"):
+        OverlapIndex(known, embeddings=embed(texts[:2]), **settings)
 
 
 def test_no_records() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson
 from tutelage.configs.schema import ScreenConfig

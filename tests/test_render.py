@@ -182,6 +182,25 @@ def test_refused_round_gives_the_failing_rules_in_plain_words() -> None:
     assert "longest run" not in text.lower()
 
 
+def test_every_draft_is_in_the_bars_and_in_the_table() -> None:
+    page = soup([fixture.report()])
+    bar = page.find("caption", string="Drafts by fate, per silo").parent.tbody.tr
+    released, aside, dropped, malformed = (float(part["width"].rstrip("%")) for part in bar.find_all("rect"))
+    silo = fixture.silo(0)
+    assert released == pytest.approx(100 * silo.released / silo.drafts, abs=0.01)
+    assert aside == pytest.approx(100 * (21 + 52) / silo.drafts, abs=0.01)
+    assert dropped == pytest.approx(100 * (6 + 4 + 2) / silo.drafts, abs=0.01)
+    assert malformed == pytest.approx(100 * silo.malformed / silo.drafts, abs=0.01)
+    table = page.find("caption", string="Screening by silo, counts").parent
+    rows = {
+        row.th.get_text(): [int(td.get_text()) for td in row.find_all("td")] for row in table.tbody.find_all("tr")
+    }
+    assert rows["Drafts"] == [512, 128, 128, 128, 128]
+    assert rows["Not kept"] == [208, 52, 52, 52, 52]
+    assert rows["Dropped: common run"] == [30, 6, 7, 8, 9]
+    assert rows["Released"] == [122, 32, 31, 30, 29]
+
+
 def test_no_rule_at_all_is_refused_in_words() -> None:
     assert "no gate rule was applied" in words(soup(REPORTS["bare"]))
 

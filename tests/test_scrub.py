@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import ScreenConfig
 from tutelage.privacy.scrub import ENTITIES, PLACEHOLDER, Scrubber, _resolve, _Span

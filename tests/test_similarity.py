@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tutelage.privacy.similarity import embed, max_cosine, max_jaccard, near_duplicate_groups, shingles, words
 
 TEXTS = st.lists(st.text(alphabet="ab c", max_size=24), max_size=12)

@@ -32,7 +32,7 @@ def never() -> Path:
 
 def load(path: Path, task: Task = MAIL, columns: Columns | None = None, **settings: Any) -> Loaded:
     data = DataConfig(records=FileData(path=path, columns=columns or Columns()), **settings)
-    return load_records(data, task, path.parent, never)
+    return load_records(data, task, never)
 
 
 def refused(path: Path, task: Task = MAIL, columns: Columns | None = None, **settings: Any) -> UserError:
@@ -329,7 +329,7 @@ def test_a_damaged_dataset(tmp_path: Path) -> None:
 
 def test_only_the_mail_source_fetches_the_corpus(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="must not be fetched"):
-        load_records(DataConfig(), MAIL, tmp_path, never)
+        load_records(DataConfig(), MAIL, never)
 
 
 # Properties

@@ -15,9 +15,10 @@ from tiny_model import make_tiny_model
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import load_model
-from tutelage.configs.records import Example
+from tutelage.configs.records import Example, Lesson
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import file_digest
+from tutelage.privacy import release
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.students import chat, loop, score, train
 
@@ -170,17 +171,17 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(base: Path, result: train.T
 def test_early_stopping_keeps_the_best_epoch(base: Path, tmp_path: Path) -> None:
     losses = iter([2.0, 1.0, 3.0, 4.0, 0.5])
     kept: list[dict[str, Any]] = []
+
+    def heldback_loss(self: loop.Trainer) -> float:
+        kept.append(loop.copied(self.trained))
+        return next(losses)
+
+    def save(model: Any, out: Path, base_name: str) -> None:
+        kept.append(loop.copied({name: p for name, p in model.named_parameters() if p.requires_grad}))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop.Trainer, "_heldback_loss", lambda self: (kept.append(loop.copied(self.trained)), next(losses))[1]
-        )
-        patch.setattr(
-            train,
-            "_save_adapter",
-            lambda model, out, name: kept.append(
-                loop.copied({n: p for n, p in model.named_parameters() if p.requires_grad})
-            ),
-        )
+        patch.setattr(loop.Trainer, "_heldback_loss", heldback_loss)
+        patch.setattr(train, "_save_adapter", save)
         patch.setattr(train, "_check_reloads", lambda *_: None)
         found = fit(base, tmp_path / "adapter", SETTINGS.model_copy(update={"epochs": 9, "patience_epochs": 2}))
     assert len(kept) == 5, "four epochs, then the adapter"
@@ -241,7 +242,7 @@ def test_the_heldback_rows_are_stratified() -> None:
 
 
 def test_every_row_is_in_every_epoch_once(base: Path) -> None:
-    model, tokenizer = load_model(base)
+    model, _ = load_model(base)
     rows = [loop.Row([1, 2, i], [i]) for i in range(101)]
     trainer = loop.Trainer(train._adapt(model, SETTINGS), 0, rows, SETTINGS, 0)
     first, second = trainer._batches(0), trainer._batches(1)
@@ -288,10 +289,27 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
     settings: Any = {"instruction": None, "base": base, "base_name": NAME, "config": SETTINGS, "seed": 0}
     with pytest.raises(PrivacyError):
         train.train_upper_line([], out=tmp_path / "adapter", **settings)
-    pytest.importorskip("tutelage.privacy.release")
     with pytest.raises(PrivacyError):
         train.train_student(examples(), out=tmp_path / "adapter", **settings)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_is_trained_on_example_lessons(base: Path, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"silo": "silo-0", "round": 1, "prompt_version": "1", "signature": ""}
+    lessons = [
+        Lesson(kind="example", id=e.id, prompt=e.prompt, completion=e.completion, **shared) for e in examples()
+    ]
+    lessons.append(Lesson(kind="instruction", id="i", prompt="Sort them.", completion="", **shared))
+    result = train.train_student(
+        release.LessonSet(lessons, "run", release._SEAL),
+        instruction=INSTRUCTION,
+        base=base,
+        base_name=NAME,
+        out=tmp_path / "adapter",
+        config=SETTINGS,
+        seed=1,
+    )
+    assert digests(result.adapter) == digests(fit(base, tmp_path / "same").adapter)
 
 
 def test_the_upper_line_stays_in_the_vault(base: Path, tmp_path: Path) -> None:

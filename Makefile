@@ -1,0 +1,39 @@
+# Needs Python 3.11+, pip and npm. `make demo` and `make test` set up .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow check bench clean
+
+setup: $(INSTALLED)
+
+# uv resolves and installs in seconds what takes pip minutes; it does not read pip's find-links by itself.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python \
+	  $$(for link in $$($(BIN)/python -m pip config get global.find-links 2>/dev/null); do printf -- '--find-links %s ' "$$link"; done) \
+	  --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/tutelage run configs/demo.yaml --run-dir runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	@ls benchmarks/*.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

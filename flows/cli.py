@@ -1,0 +1,274 @@
+"""The command line.
+
+Exit codes: 0 done (and every gate passed); 1 a defect; 2 something you can mend; 3 a gate held a student back;
+4 a privacy guarantee would have been broken; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.configs.errors import PrivacyError, UserError
+
+if TYPE_CHECKING:
+    from tutelage.flows.stage import Run
+
+REFUSED = 3
+_QUIET = {
+    # nothing phones home
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # the embedded server: loopback, patient, and silent; what went wrong is said once, by us
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+app = typer.Typer(
+    name="tutelage",
+    help="Teacher-student social learning on private text: silos teach, only screened lessons leave.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set teach.temperature=0.8")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.yaml")) -> None:
+    """Write a commented recipe to start from."""
+    if path.exists():
+        raise UserError("there is a file already", file=path, remedy="name another, or remove it")
+    from importlib.resources import files
+
+    from tutelage.configs.store import write_atomic
+
+    write_atomic(path, files("tutelage.configs").joinpath("template.yaml").read_text())
+    typer.echo(f"wrote {path}: edit it, then `tutelage validate {path}`")
+
+
+@app.command()
+def validate(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a YAML file.")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the recipe's JSON schema instead.")] = False,
+    data: Annotated[bool, typer.Option("--data/--no-data", help="Also read and check every record.")] = True,
+) -> None:
+    """Check a recipe and, record by record, its data."""
+    from tutelage.configs.load import load_recipe
+    from tutelage.configs.schema import Recipe
+
+    if schema:
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        return
+    if recipe is None:
+        raise UserError("no recipe given", remedy="tutelage validate RECIPE")
+    checked = load_recipe(recipe, tuple(overrides or ()))
+    found = ""
+    if data:
+        from tutelage.configs.models import fetch_mail
+        from tutelage.privacy.partition import partition
+        from tutelage.privacy.sources import load_records
+
+        loaded = load_records(checked.data, checked.task, fetch_mail)
+        dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.teach.references_per_prompt + 1)
+        found = f"; {len(loaded.records)} records, {len(dealt.silos)} silos, {len(dealt.test)} for testing"
+    typer.echo(f"{recipe}: fine{found}")
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a run will cost before it runs: rows, prompts, tokens, minutes, memory."""
+    from tutelage.configs.load import load_recipe
+    from tutelage.flows.plan import plan as make_plan
+
+    made = make_plan(load_recipe(recipe, tuple(overrides or ())))
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), indent=1))
+        return
+    sizes = ", ".join(f"{name} {count}" for name, count in made.records_per_silo.items())
+    for name, value in (
+        ("records per silo", sizes),
+        ("held apart", f"{made.test_records} test, {made.nonmember_records} non-members"),
+        ("prompts", f"{made.prompts} with {made.prompt_tokens:,} tokens"),
+        ("drafts", f"{made.drafts} with up to {made.generated_tokens:,} tokens"),
+        ("training", f"{made.training_tokens:,} tokens"),
+        ("scoring", f"{made.scored_tokens:,} tokens"),
+        ("speed measured", f"{made.prefill_tokens_per_s:.0f} tokens/s read, {made.decode_tokens_per_s:.0f} written"),
+        ("estimate", f"{made.total_minutes:.0f} min: teach {made.teach_minutes:.1f}, train {made.train_minutes:.1f}, "
+                     f"measure {made.measure_minutes:.1f}"),
+        ("memory", f"about {made.memory_gib} GiB"),
+    ):  # fmt: skip
+        typer.echo(f"{name:<18} {value}")
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/NAME.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run a recipe, or go on with the run that is in the folder."""
+    from tutelage.configs.load import load_recipe
+    from tutelage.configs.store import RunDir
+    from tutelage.flows.stage import create_run
+
+    checked = load_recipe(recipe, tuple(overrides or ()))
+    root = run_dir or Path("runs") / checked.name
+    with RunDir(root).locked():
+        _finish(create_run(checked, root))
+
+
+@app.command()
+def resume(run_dir: RunPath) -> None:
+    """Go on with a run that was stopped; finished stages are not redone."""
+    from tutelage.configs.store import RunDir
+    from tutelage.flows.stage import open_run
+
+    open_run(run_dir)
+    with RunDir(run_dir).locked():
+        _finish(open_run(run_dir))
+
+
+@app.command(name="list")
+def list_runs(
+    root: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: AsJson = False
+) -> None:
+    """List the runs in a folder, and how far each is."""
+    from tutelage.flows.stage import open_run
+
+    rows = []
+    for written in sorted(root.glob("*/run.json")):
+        run = open_run(written.parent)
+        outcomes = ["passed" if report.decision.passed else "refused" for report in _reports(run)]
+        state = outcomes[-1] if len(outcomes) == run.recipe.rounds else "unfinished"
+        rows.append(
+            {
+                "run": str(written.parent),
+                "id": run.id,
+                "rounds": f"{len(outcomes)}/{run.recipe.rounds}",
+                "state": state,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif not rows:
+        typer.echo(f"no runs in {root}")
+    for row in rows if not as_json else []:
+        typer.echo(f"{row['run']:<32} {row['id']:<28} rounds {row['rounds']:<6} {row['state']}")
+
+
+@app.command()
+def report(run_dir: RunPath, as_json: AsJson = False) -> None:
+    """Show a run's report, and write it as one HTML page."""
+    from tutelage.flows.render import render_json
+    from tutelage.flows.stage import open_run
+
+    opened = open_run(run_dir)
+    reports = _reports(opened)
+    if not reports:
+        raise UserError("no round is finished yet", file=run_dir, remedy=f"tutelage resume {run_dir}")
+    if as_json:
+        typer.echo(render_json(reports, _timings(opened)))
+    else:
+        _show(opened)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check that this machine has what a run needs."""
+    from tutelage.flows.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([finding.__dict__ for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what:<16} {finding.found}")
+            if not finding.ok:
+                typer.echo(f"     {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(2)
+
+
+def _finish(run: Run) -> None:
+    """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
+    typer.echo(f"run {run.id} in {run.dir.root}", err=True)
+    from tutelage.flows.distill import distill
+
+    passed = distill(str(run.dir.root.resolve()))
+    _show(run)
+    if not all(passed.values()):
+        raise typer.Exit(REFUSED)
+
+
+def _show(run: Run) -> None:
+    from rich.console import Console
+
+    from tutelage.configs.store import write_atomic
+    from tutelage.flows.render import print_summary, render_html
+
+    reports = _reports(run)
+    page = write_atomic(run.dir.release / "report.html", render_html(reports, _timings(run)))
+    print_summary(reports, page, Console())
+
+
+def _reports(run: Run) -> list:
+    from tutelage.flows.stages import read_report, report_path
+
+    rounds = range(1, run.recipe.rounds + 1)
+    return [read_report(run, round) for round in rounds if report_path(run, round).exists()]
+
+
+def _timings(run: Run) -> dict[str, float]:
+    """Stage -> seconds, from the manifests."""
+    manifests = [json.loads(path.read_text()) for path in run.dir.stages.rglob("*.json")]
+    return {manifest["stage"]: manifest["seconds"] for manifest in manifests}
+
+
+def main() -> None:
+    """Entry point: errors a person can mend are shown without a traceback."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), error.remedy, UserError.exit_code)
+    except PrivacyError as error:
+        _fail(f"stopped to protect private text: {error}", None, 4)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; `tutelage resume RUN` goes on from the last finished stage", None, 130)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
+            _fail(error.format_message(), "see --help", 2)
+        from tutelage.flows.stage import StageError
+
+        if isinstance(error, StageError):
+            _fail(str(error), None, 1)
+        raise
+
+
+def _fail(message: str, remedy: str | None, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if remedy:
+        print(f"  try: {remedy}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

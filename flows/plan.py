@@ -1,0 +1,127 @@
+"""What a run will cost, said before anything runs: rows, prompts, tokens, minutes, memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tutelage.configs.models import fetch_mail, load_model, resolve_model
+from tutelage.configs.schema import ClassificationTask, Recipe
+from tutelage.privacy.partition import Partition, partition
+from tutelage.privacy.sources import load_records
+
+# A training step is a forward and a backward pass; measured 2.3 to 2.9 forward passes on two AVX2 cores.
+_TRAIN_FORWARDS = 2.6
+# Loading libraries and models, embedding, screening, reporting.
+_FIXED_S = 60.0
+_EMBEDDINGS_PER_S = 25.0
+_SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a whole run. Times are estimates from a measurement of a few seconds on this machine."""
+
+    records_per_silo: dict[str, int]
+    test_records: int
+    nonmember_records: int
+    prompts: int
+    drafts: int
+    prompt_tokens: int
+    generated_tokens: int
+    training_tokens: int
+    scored_tokens: int
+    teach_minutes: float
+    train_minutes: float
+    measure_minutes: float
+    total_minutes: float
+    memory_gib: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Read and deal out the data as a run would, and estimate the cost. Writes nothing but the download cache.
+
+    Raises:
+        UserError: whatever a run would complain about in the data or the models.
+    """
+    loaded = load_records(recipe.data, recipe.task, fetch_mail)
+    dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.teach.references_per_prompt + 1)
+    model, tokenizer = load_model(resolve_model(recipe.teach.model), dtype="auto")
+    length = _mean_tokens(dealt, tokenizer)
+    prefill, decode = _rates(model, recipe.teach.batch_rows)
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+    teach, silos = recipe.teach, len(dealt.silos)
+    labels = len(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else 1
+    prompts = recipe.rounds * silos * labels * teach.prompts_per_label
+    drafts = prompts * teach.drafts_per_prompt
+    prompt_tokens = int(prompts * (teach.references_per_prompt * length + 40))
+    generated = drafts * teach.max_new_tokens
+    # What rounds have released adds up, so later rounds learn from more.
+    lessons = sum(
+        min(
+            recipe.aggregate.lessons_per_class * labels,
+            round * silos * labels * teach.prompts_per_label * teach.keep_per_prompt,
+        )
+        for round in range(1, recipe.rounds + 1)
+    )
+    students = 2 if recipe.measure.originals else 1
+    row = min(length + 60, recipe.student.max_tokens)
+    training = int(lessons * recipe.student.epochs * row * students)
+    # zero-shot, few-shot, instruction and the students, each on the test set and a calibration handful
+    scored = int(recipe.rounds * (3 + students) * (len(dealt.test) + 32) * row)
+    scored += int(recipe.rounds * 2 * recipe.attack.canaries * recipe.attack.canary_candidates * length / 2)
+
+    teach_s = prompt_tokens / prefill + generated / decode
+    train_s = training * _TRAIN_FORWARDS / prefill
+    measure_s = scored / prefill + sum(map(len, dealt.silos.values())) / _EMBEDDINGS_PER_S
+    return Plan(
+        records_per_silo={name: len(records) for name, records in dealt.silos.items()},
+        test_records=len(dealt.test),
+        nonmember_records=len(dealt.nonmembers),
+        prompts=prompts,
+        drafts=drafts,
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated,
+        training_tokens=training,
+        scored_tokens=scored,
+        teach_minutes=teach_s / 60,
+        train_minutes=train_s / 60,
+        measure_minutes=measure_s / 60,
+        total_minutes=(teach_s + train_s + measure_s + _FIXED_S) / 60,
+        # teacher, student and its copy being merged; the rest of the process; a batch of logits and caches
+        memory_gib=round(3 * parameters / 2**30 + 1.5 + teach.batch_rows * 0.02, 1),
+        prefill_tokens_per_s=prefill,
+        decode_tokens_per_s=decode,
+    )
+
+
+def _mean_tokens(dealt: Partition, tokenizer: Any) -> float:
+    texts = [record.text for records in dealt.silos.values() for record in records][:_SAMPLE]
+    return sum(len(ids) for ids in tokenizer(texts)["input_ids"]) / len(texts)
+
+
+def _rates(model: Any, batch_rows: int) -> tuple[float, float]:
+    """Tokens per second this machine reads and writes with this model, from a few batches."""
+    import torch
+
+    ids = torch.randint(10, 1000, (8, 96), device=model.device)
+    last = torch.randint(10, 1000, (batch_rows, 1), device=model.device)
+    with torch.inference_mode():
+        model(ids[:1], logits_to_keep=1)
+        started = time.perf_counter()
+        model(ids, logits_to_keep=1)
+        prefill = ids.numel() / (time.perf_counter() - started)
+        cache = model(last, use_cache=True, logits_to_keep=1).past_key_values
+        started = time.perf_counter()
+        for _ in range(3):
+            model(last, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        decode = 3 * batch_rows / (time.perf_counter() - started)
+    return prefill, decode
