@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-os.environ["DO_NOT_TRACK"] = "1"
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
-os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Before anything imports Prefect: its database, results and logs lie where a test can search them all.
+PREFECT_HOME = Path(tempfile.mkdtemp(prefix="tutelage-prefect-"))
+atexit.register(shutil.rmtree, PREFECT_HOME, ignore_errors=True)
+
+os.environ.update(
+    PREFECT_HOME=str(PREFECT_HOME),
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_LOGGING_LEVEL="CRITICAL",
+    PREFECT_LOGGING_TO_API_ENABLED="false",
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +45,8 @@ def smollm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Prefect's database, results and logs in a folder of their own, so that it can be searched."""
-    from prefect.settings import temporary_settings  # noqa: F401  (Prefect must be importable)
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer model with a chat template."""
+    from tiny_model import make_tiny_model
 
-    home = tmp_path_factory.mktemp("prefect")
-    yield home
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
