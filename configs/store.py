@@ -93,14 +93,6 @@ class RunDir:
         """A silo's private folder."""
         return self.vault / "silos" / silo
 
-    def private_round(self, round: int) -> Path:
-        """A round's unreleased things (candidate adapter, reference student)."""
-        return self.vault / f"round-{round}"
-
-    def released_round(self, round: int) -> Path:
-        """A round's released things."""
-        return self.release / f"round-{round}"
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. The lock dies with the process, SIGKILL included.

@@ -151,12 +151,13 @@ def list_runs(
     root: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """List the runs in a folder, and how far each is."""
+    from tutelage.flows import layout
     from tutelage.flows.stage import open_run
 
     rows = []
     for written in sorted(root.glob("*/run.json")):
         run = open_run(written.parent)
-        outcomes = ["passed" if report.decision.passed else "refused" for report in _reports(run)]
+        outcomes = ["passed" if report.decision.passed else "refused" for report in layout.reports(run)]
         state = outcomes[-1] if len(outcomes) == run.recipe.rounds else "unfinished"
         rows.append(
             {
@@ -177,11 +178,12 @@ def list_runs(
 @app.command()
 def report(run_dir: RunPath, as_json: AsJson = False) -> None:
     """Show a run's report, and write it as one HTML page."""
+    from tutelage.flows import layout
     from tutelage.flows.render import render_json
     from tutelage.flows.stage import open_run
 
     opened = open_run(run_dir)
-    reports = _reports(opened)
+    reports = layout.reports(opened)
     if not reports:
         raise UserError("no round is finished yet", file=run_dir, remedy=f"tutelage resume {run_dir}")
     if as_json:
@@ -222,18 +224,12 @@ def _show(run: Run) -> None:
     from rich.console import Console
 
     from tutelage.configs.store import write_atomic
+    from tutelage.flows import layout
     from tutelage.flows.render import print_summary, render_html
 
-    reports = _reports(run)
+    reports = layout.reports(run)
     page = write_atomic(run.dir.release / "report.html", render_html(reports, _timings(run)))
     print_summary(reports, page, Console())
-
-
-def _reports(run: Run) -> list:
-    from tutelage.flows.stages import read_report, report_path
-
-    rounds = range(1, run.recipe.rounds + 1)
-    return [read_report(run, round) for round in rounds if report_path(run, round).exists()]
 
 
 def _timings(run: Run) -> dict[str, float]:

@@ -17,7 +17,8 @@ import numpy as np
 from tutelage.configs.models import fetch_mail, hub_name, load_model, load_tokenizer, resolve_model
 from tutelage.configs.records import CurvePoint, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask, ScreenConfig
-from tutelage.configs.store import digest, file_digest, write_atomic
+from tutelage.configs.store import canonical_json, digest, file_digest, write_atomic
+from tutelage.flows import layout
 from tutelage.flows.stage import Run, stage
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import exposure, overlap_audit
@@ -28,13 +29,13 @@ from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, read_records, write_records
-from tutelage.students import baselines, evaluate, neutral, publish, score, train
+from tutelage.students import evaluate, neutral, publish, score, train
+from tutelage.students.compare import Comparison, balanced, few_shot
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import curriculum, examples, instructions, prompts
 from tutelage.teachers.engines.transformers import TransformersEngine
 
 if TYPE_CHECKING:
-    from tutelage.configs.records import Example
     from tutelage.configs.schema import Recipe
 
 Done = tuple[list[Path], dict[str, Any]]
@@ -44,7 +45,6 @@ PROTECTION = (
     "records were dropped. That is hygiene and no guarantee: there is no differential privacy in this run, and "
     "the figures below are measurements of some attacks, not bounds on all."
 )
-_CALIBRATION_LESSONS = 32
 _TOPIC_LESSONS = 64
 
 
@@ -62,19 +62,18 @@ def prepare(run: Run) -> Done:
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.teach.references_per_prompt + 1)
     silos, planted = canaries.plant(dealt.silos, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
-    vault = run.dir.vault
     files = [
-        write_records(vault / "evaluation" / "test.jsonl", dealt.test),
-        write_records(vault / "evaluation" / "nonmembers.jsonl", dealt.nonmembers),
-        canaries.write_canaries(vault / "evaluation" / "canaries.jsonl", planted),
+        write_records(layout.evaluation_path(run, "test"), dealt.test),
+        write_records(layout.evaluation_path(run, "nonmembers"), dealt.nonmembers),
+        canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
     ]
     keys = {}
     for name, records in silos.items():
-        folder = run.dir.silo(name)
-        (folder / "key.pem").unlink(missing_ok=True)  # of a killed attempt: nothing was signed with it yet
-        keys[name] = SiloKey.create(folder / "key.pem").public_hex
-        files += [write_records(folder / "records.jsonl", records), folder / "key.pem"]
-    files.append(write_atomic(run.dir.release / "public_keys.json", _json(keys)))
+        key = layout.key_path(run, name)
+        key.unlink(missing_ok=True)  # of a killed attempt: nothing was signed with it yet
+        keys[name] = SiloKey.create(key).public_hex
+        files += [write_records(layout.records_path(run, name), records), key]
+    files.append(write_atomic(layout.public_keys_path(run), canonical_json(keys) + "\n"))
     facts = {
         "records": {name: len(records) for name, records in silos.items()},
         "test": len(dealt.test),
@@ -88,8 +87,8 @@ def prepare(run: Run) -> Done:
 @stage(version=1)
 def index(run: Run, silo: str) -> Done:
     """Embed a silo's records once: screening, voting and the overlap audit all compare with them."""
-    texts = indexed_texts(_records(run, silo), _labels(run.recipe))
-    path = _embeddings_path(run, silo)
+    texts = indexed_texts(layout.records(run, silo), _labels(run.recipe))
+    path = layout.embeddings_path(run, silo)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, embed(texts))
     return [path], {}
@@ -101,15 +100,13 @@ def index(run: Run, silo: str) -> Done:
 @stage(version=1)
 def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts and wordings of an instruction, into the silo's vault."""
-    recipe, records = run.recipe, _records(run, silo)
+    recipe, records = run.recipe, layout.records(run, silo)
     engine = _engine(recipe.teach.model, recipe.teach.batch_rows)
     topics = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
     place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
-    written = examples.write_examples(
-        engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place
-    )
+    written = examples.write_examples(engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place)
     wordings = instructions.write_instruction(engine, records, task=recipe.task, config=recipe.teach, **place)
-    path = write_drafts(_drafts_path(run, round, silo), [*written.drafts, *wordings])
+    path = write_drafts(layout.drafts_path(run, round, silo), [*written.drafts, *wordings])
     facts = {
         "prompts": written.prompts,
         "sampled": written.sampled,
@@ -124,18 +121,18 @@ def screen(run: Run, round: int, silo: str) -> Done:
     """Turn a silo's drafts into signed lessons, or drop them. What this writes may leave the silo."""
     config = run.recipe.screen
     released = release(
-        read_drafts(_drafts_path(run, round, silo)),
-        records=_records(run, silo),
+        read_drafts(layout.drafts_path(run, round, silo)),
+        records=layout.records(run, silo),
         silo=silo,
         round=round,
         run_id=run.id,
         screen=config,
-        key=SiloKey.load(run.dir.silo(silo) / "key.pem"),
+        key=SiloKey.load(layout.key_path(run, silo)),
         scrubber=_scrubber(config),
         public_completions=_labels(run.recipe),
-        embeddings=np.load(_embeddings_path(run, silo)),
+        embeddings=layout.embeddings(run, silo),
     )
-    path = released.lessons.save(_released_path(run, round, silo))
+    path = released.lessons.save(layout.released_path(run, round, silo))
     count = sum(lesson.kind == "example" for lesson in released.lessons)
     return [path], {"dropped": released.dropped, "replaced": released.replaced, "released": count}
 
@@ -143,25 +140,25 @@ def screen(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def vote(run: Run, round: int, silo: str) -> Done:
     """A silo's records vote for the released lessons nearest to them; only the counts leave."""
-    records = _records(run, silo)
-    embeddings = np.load(_embeddings_path(run, silo))[: len(records)]
-    votes = aggregation.count_votes(records, embeddings, _all_lessons(run, round), run.recipe.task)
+    records = layout.records(run, silo)
+    embeddings = layout.embeddings(run, silo)[: len(records)]
+    votes = aggregation.count_votes(records, embeddings, layout.all_lessons(run, round), run.recipe.task)
     return [], {"votes": votes}
 
 
 @stage(version=1)
 def aggregate(run: Run, round: int) -> Done:
     """All rounds' and silos' lessons become the set the student learns from, and one instruction."""
-    recipe, lessons = run.recipe, _all_lessons(run, round)
+    recipe, lessons = run.recipe, layout.all_lessons(run, round)
     voted = recipe.aggregate.method == "vote"
     votes = [run.facts(f"round-{round}/vote-{silo}")["votes"] for silo in run.silos] if voted else []
     chosen, per_class = aggregation.aggregate(
         lessons, votes, task=recipe.task, config=recipe.aggregate, seed=recipe.seed
     )
     advice = instructions.choose_instruction(lessons)
-    folder = run.dir.released_round(round)
-    path = lessons.select(chosen).save(folder / "lessons.jsonl")
-    instruction = write_atomic(folder / "instruction.txt", prompts.compose_instruction(recipe.task, advice) + "\n")
+    path = lessons.select(chosen).save(layout.lessons_path(run, round))
+    wording = prompts.compose_instruction(recipe.task, advice) + "\n"
+    instruction = write_atomic(layout.instruction_path(run, round), wording)
     return [path, instruction], {"per_class": per_class, "lessons_digest": file_digest(path)}
 
 
@@ -172,16 +169,16 @@ def aggregate(run: Run, round: int) -> Done:
 def learn(run: Run, round: int) -> Done:
     """Train the student on the lessons. Its adapter stays in the vault until the gate has passed it."""
     recipe = run.recipe
-    lessons = _lessons(run, round)
+    lessons = layout.lessons(run, round)
     if len(lessons) < 2:
         # Nothing to learn from: no adapter, so every figure of the student is missing and the gate refuses.
         return [], {"curve": [], "adapter_digest": ""}
     result = train.train_student(
         lessons,
-        instruction=_instruction(run, round),
+        instruction=layout.instruction(run, round),
         base=resolve_model(recipe.student.base),
         base_name=hub_name(recipe.student.base),
-        out=_adapter_path(run, round),
+        out=layout.adapter_path(run, round),
         config=recipe.student,
         seed=recipe.seed,
     )
@@ -192,30 +189,28 @@ def learn(run: Run, round: int) -> Done:
 @stage(version=1)
 def measure(run: Run, round: int) -> Done:
     """The student on the real test set, beside what else could be done without the private records."""
-    recipe, task, config = run.recipe, run.recipe.task, run.recipe.measure
-    test = [record.example() for record in _test(run)]
-    lessons = [lesson.example() for lesson in _lessons(run, round)]
-    instruction, public = _instruction(run, round), prompts.public_instruction(task)
-    base, tokenizer = load_model(resolve_model(recipe.student.base))
-    shots = _few_shot(lessons, recipe)
-    judge = functools.partial(_judge, recipe=recipe, test=test, lessons=lessons)
+    recipe, config = run.recipe, run.recipe.measure
+    compare = _comparison(run)
+    lessons = [lesson.example() for lesson in layout.lessons(run, round)]
+    instruction, public = layout.instruction(run, round), prompts.public_instruction(recipe.task)
+    folder = resolve_model(recipe.student.base)
+    base, tokenizer = load_model(folder)
+    shots = few_shot(lessons, recipe)
     metrics = [
-        *judge("zero_shot", base, tokenizer, instruction=public, calibrated=False),
-        *judge("few_shot", base, tokenizer, instruction=instruction, shots=shots),
-        *judge("instruction", base, tokenizer, instruction=instruction),
+        *compare.measure("zero_shot", base, tokenizer, instruction=public),
+        *compare.measure("few_shot", base, tokenizer, instruction=instruction, taught_with=lessons, shots=shots),
+        *compare.measure("instruction", base, tokenizer, instruction=instruction, taught_with=lessons),
+        *compare.tfidf(lessons),
     ]
     topics: dict[str, float] = {}
-    if _adapter_path(run, round).exists():
-        neutral_texts = list(neutral.NEUTRAL_TEXTS[: config.neutral_texts])
+    if layout.adapter_path(run, round).exists():
+        neutral_texts = neutral.NEUTRAL_TEXTS[: config.neutral_texts]
         before = score.sequence_nll(base, tokenizer, neutral_texts, config.batch_rows)
-        student, tokenizer = train.load_student(resolve_model(recipe.student.base), _adapter_path(run, round))
+        student, tokenizer = train.load_student(folder, layout.adapter_path(run, round))
         after = score.sequence_nll(student, tokenizer, neutral_texts, config.batch_rows)
-        metrics += judge("student", student, tokenizer, instruction=instruction)
+        metrics += compare.measure("student", student, tokenizer, instruction=instruction, taught_with=lessons)
         metrics += evaluate.forgetting(before, after, draws=config.bootstrap, seed=recipe.seed)
         topics = _next_topics(run, round, student, tokenizer, instruction)
-    if isinstance(task, ClassificationTask) and len({lesson.completion for lesson in lessons}) > 1:
-        guessed = baselines.tfidf(lessons, test, list(task.labels))
-        metrics += _scored("tfidf", guessed.labels, test, recipe)
     return [], {"metrics": _dump(metrics), "topics": topics}
 
 
@@ -223,30 +218,24 @@ def measure(run: Run, round: int) -> Done:
 def upper_line(run: Run, round: int) -> Done:
     """The same student on as many original records: what no privacy would give. It never leaves the vault."""
     recipe = run.recipe
-    lessons = _lessons(run, round)
+    lessons = layout.lessons(run, round)
     if not recipe.measure.originals or len(lessons) < 2:
         return [], {"metrics": []}
     originals = _originals(run, lessons)
-    instruction = _instruction(run, round)
+    instruction, folder = layout.instruction(run, round), resolve_model(recipe.student.base)
     result = train.train_upper_line(
         originals,
         instruction=instruction,
-        base=resolve_model(recipe.student.base),
+        base=folder,
         base_name=hub_name(recipe.student.base),
-        out=run.dir.private_round(round) / "upper-line",
+        out=layout.upper_line_path(run, round),
         config=recipe.student,
         seed=recipe.seed,
     )
-    student, tokenizer = train.load_student(resolve_model(recipe.student.base), result.adapter)
-    metrics = _judge(
-        "originals",
-        student,
-        tokenizer,
-        recipe=recipe,
-        test=[record.example() for record in _test(run)],
-        lessons=[record.example() for record in originals],
-        instruction=instruction,
-        internal=True,
+    student, tokenizer = train.load_student(folder, result.adapter)
+    taught_with = [record.example() for record in originals]
+    metrics = _comparison(run).measure(
+        "originals", student, tokenizer, instruction=instruction, taught_with=taught_with, internal=True
     )
     return [result.adapter], {"metrics": _dump(metrics)}
 
@@ -255,13 +244,13 @@ def upper_line(run: Run, round: int) -> Done:
 def attack(run: Run, round: int) -> Done:
     """Exposure of the planted canaries, in the student and in the released texts alone."""
     recipe = run.recipe
-    planted = canaries.read_canaries(run.dir.vault / "evaluation" / "canaries.jsonl")
-    texts = [f"{lesson.prompt} {lesson.completion}" for lesson in _all_lessons(run, round)]
+    planted = canaries.read_canaries(layout.evaluation_path(run, "canaries"))
+    texts = [f"{lesson.prompt} {lesson.completion}" for lesson in layout.all_lessons(run, round)]
     metrics = list(exposure.text_exposure(planted, texts))
-    if _adapter_path(run, round).exists():
+    if layout.adapter_path(run, round).exists():
         folder = resolve_model(recipe.student.base)
         base, tokenizer = load_model(folder)
-        student, _ = train.load_student(folder, _adapter_path(run, round))
+        student, _ = train.load_student(folder, layout.adapter_path(run, round))
         size = len(planted[0].candidates) if planted else 1
 
         def gain(candidates: Any) -> np.ndarray:
@@ -285,12 +274,12 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much of the released set overlaps with one silo's records. Aggregates only, and marked internal."""
     recipe = run.recipe
     overlaps = OverlapIndex(
-        _records(run, silo),
+        layout.records(run, silo),
         ngram=recipe.screen.ngram,
         scrubber=_scrubber(recipe.screen),
         public_completions=_labels(recipe),
-        embeddings=np.load(_embeddings_path(run, silo)),
-    ).measure([lesson.prompt for lesson in _all_lessons(run, round)])
+        embeddings=layout.embeddings(run, silo),
+    ).measure([lesson.prompt for lesson in layout.all_lessons(run, round)])
     return [], {"overlap": overlap_audit.summarise(overlaps)}
 
 
@@ -317,7 +306,7 @@ def judge_round(run: Run, round: int) -> Done:
         recipe_name=recipe.name,
         recipe_digest=digest(recipe.model_dump(mode="json")),
         protection=PROTECTION,
-        instruction=_instruction(run, round),
+        instruction=layout.instruction(run, round),
         silos=tuple(_silo_counts(run, round, silo, records[silo]) for silo in run.silos),
         lessons_per_class=aggregated["per_class"],
         topics_next=run.facts(at + "measure")["topics"],
@@ -327,7 +316,7 @@ def judge_round(run: Run, round: int) -> Done:
         lessons_digest=aggregated["lessons_digest"],
         adapter_digest=learned["adapter_digest"],
     )
-    path = write_atomic(report_path(run, round), report.model_dump_json(indent=1) + "\n")
+    path = write_atomic(layout.report_path(run, round), report.model_dump_json(indent=1) + "\n")
     return [path], {"passed": report.decision.passed}
 
 
@@ -336,9 +325,9 @@ def publish_student(run: Run, round: int) -> Done:
     """Put a passed adapter into the registry. A refused one stays where it is, in the vault."""
     if not run.facts(f"round-{round}/judge_round")["passed"]:
         return [], {"published": None}
-    report = read_report(run, round)
+    report = layout.report(run, round)
     target = publish.publish(
-        _adapter_path(run, round),
+        layout.adapter_path(run, round),
         run.dir.root.parent / "registry",
         run.recipe.name,
         report.decision,
@@ -347,71 +336,6 @@ def publish_student(run: Run, round: int) -> Done:
         tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
     )
     return [], {"published": target.name}
-
-
-# ---- where things lie -------------------------------------------------------------------------------------------
-
-
-def report_path(run: Run, round: int) -> Path:
-    """A round's report as JSON."""
-    return run.dir.released_round(round) / "report.json"
-
-
-def read_report(run: Run, round: int) -> RoundReport:
-    """Read a round's report."""
-    return RoundReport.model_validate_json(report_path(run, round).read_text())
-
-
-def _records(run: Run, silo: str) -> list[PrivateRecord]:
-    return read_records(run.dir.silo(silo) / "records.jsonl")
-
-
-def _test(run: Run) -> list[PrivateRecord]:
-    return read_records(run.dir.vault / "evaluation" / "test.jsonl")
-
-
-def _embeddings_path(run: Run, silo: str) -> Path:
-    return run.dir.silo(silo) / "embeddings.npy"
-
-
-def _drafts_path(run: Run, round: int, silo: str) -> Path:
-    return run.dir.silo(silo) / f"round-{round}" / "drafts.jsonl"
-
-
-def _released_path(run: Run, round: int, silo: str) -> Path:
-    return run.dir.released_round(round) / "silos" / f"{silo}.jsonl"
-
-
-def _adapter_path(run: Run, round: int) -> Path:
-    return run.dir.private_round(round) / "adapter"
-
-
-def _instruction(run: Run, round: int) -> str:
-    return (run.dir.released_round(round) / "instruction.txt").read_text().strip()
-
-
-def _public_keys(run: Run) -> dict[str, str]:
-    import json
-
-    keys: dict[str, str] = json.loads((run.dir.release / "public_keys.json").read_text())
-    return keys
-
-
-def _lessons(run: Run, round: int) -> LessonSet:
-    """The lessons the round's student learns from; every signature is verified."""
-    return LessonSet.load(run.dir.released_round(round) / "lessons.jsonl", run.id, _public_keys(run))
-
-
-def _all_lessons(run: Run, round: int) -> LessonSet:
-    """Everything released up to a round, instructions included; every signature is verified."""
-    keys = _public_keys(run)
-    return LessonSet.combine(
-        [
-            LessonSet.load(_released_path(run, earlier, silo), run.id, keys)
-            for earlier in range(1, round + 1)
-            for silo in run.silos
-        ]
-    )
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -430,79 +354,14 @@ def _labels(recipe: Recipe) -> frozenset[str]:
     return frozenset(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else frozenset()
 
 
-def _judge(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    *,
-    recipe: Recipe,
-    test: list[Example],
-    lessons: list[Example],
-    instruction: str,
-    shots: list[Example] | tuple[()] = (),
-    calibrated: bool = True,
-    internal: bool = False,
-) -> tuple[Metric, ...]:
-    """One method on the test set; label tokens are calibrated on a balanced handful of what it was taught with."""
-    task, rows = recipe.task, recipe.measure.batch_rows
-    if not isinstance(task, ClassificationTask):
-        answers = evaluate.generate_answers(
-            model,
-            tokenizer,
-            test,
-            instruction=instruction,
-            few_shot=shots,
-            max_new_tokens=recipe.teach.max_new_tokens,
-            batch_rows=rows,
-        )
-        return _scored(name, answers, test, recipe, internal)
-    labels = list(task.labels)
-    ask = functools.partial(
-        evaluate.classify, model, tokenizer, labels=labels, instruction=instruction, few_shot=shots, batch_rows=rows
-    )
-    bias = None
-    if calibrated and lessons:
-        handful = _balanced(lessons, _CALIBRATION_LESSONS // len(labels) or 1, recipe.seed)
-        bias = evaluate.calibrate(ask(handful).scores)
-    return _scored(name, ask(test, bias=bias).labels, test, recipe, internal)
-
-
-def _scored(
-    name: str, answers: Any, test: list[Example], recipe: Recipe, internal: bool = False
-) -> tuple[Metric, ...]:
-    truth = [example.completion for example in test]
-    draws, seed = recipe.measure.bootstrap, recipe.seed
-    if isinstance(recipe.task, ClassificationTask):
-        labels = list(recipe.task.labels)
-        return evaluate.metrics_of(name, answers, truth, labels, draws=draws, seed=seed, internal=internal)
-    return evaluate.generation_metrics(name, answers, truth, draws=draws, seed=seed, internal=internal)
-
-
-def _balanced(items: list[Example], per_label: int, seed: int) -> list[Example]:
-    """Up to `per_label` examples of each completion, drawn with the seed."""
-    draw = random.Random(f"{seed}/balanced")
-    chosen = []
-    for label in sorted({item.completion for item in items}):
-        pool = [item for item in items if item.completion == label]
-        chosen += draw.sample(pool, min(per_label, len(pool)))
-    return chosen
-
-
-def _few_shot(lessons: list[Example], recipe: Recipe) -> list[Example]:
-    """Released lessons as worked examples, the labels in turn; for generation, as many in all as two labels get."""
-    count = recipe.measure.few_shot_per_label
-    draw = random.Random(f"{recipe.seed}/few-shot")
-    if isinstance(recipe.task, ClassificationTask):
-        shots = _balanced(lessons, count, recipe.seed)
-        draw.shuffle(shots)
-        return shots
-    return draw.sample(lessons, min(2 * count, len(lessons)))
+def _comparison(run: Run) -> Comparison:
+    return Comparison(run.recipe, [r.example() for r in read_records(layout.evaluation_path(run, "test"))])
 
 
 def _originals(run: Run, lessons: LessonSet) -> list[PrivateRecord]:
     """As many original records per class as there are lessons, drawn over all silos. For the upper line only."""
     draw = random.Random(f"{run.recipe.seed}/originals")
-    pool = [record for silo in run.silos for record in _records(run, silo)]
+    pool = [record for silo in run.silos for record in layout.records(run, silo)]
     draw.shuffle(pool)
     if not isinstance(run.recipe.task, ClassificationTask):
         return pool[: len(lessons)]
@@ -520,9 +379,9 @@ def _next_topics(run: Run, round: int, student: Any, tokenizer: Any, instruction
     task = run.recipe.task
     if not isinstance(task, ClassificationTask) or round == run.recipe.rounds:
         return {}
-    used = {lesson.id for lesson in _lessons(run, round)}
-    spare = [one.example() for one in _all_lessons(run, round) if one.kind == "example" and one.id not in used]
-    spare = _balanced(spare, _TOPIC_LESSONS // len(task.labels), run.recipe.seed)
+    used = {lesson.id for lesson in layout.lessons(run, round)}
+    spare = [one.example() for one in layout.all_lessons(run, round) if one.kind == "example" and one.id not in used]
+    spare = balanced(spare, _TOPIC_LESSONS // len(task.labels), run.recipe.seed)
     guesses = evaluate.classify(
         student,
         tokenizer,
@@ -554,9 +413,3 @@ def _silo_counts(run: Run, round: int, silo: str, records: int) -> SiloCounts:
 
 def _dump(metrics: Any) -> list[dict[str, Any]]:
     return [metric.model_dump() for metric in metrics]
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"

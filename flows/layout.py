@@ -1,0 +1,113 @@
+"""Where a run's files lie, and how they are read back. Lessons are verified at every reading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.configs.records import RoundReport
+from tutelage.flows.stage import Run
+from tutelage.privacy.release import LessonSet
+from tutelage.privacy.vault import PrivateRecord, read_records
+
+
+def records(run: Run, silo: str) -> list[PrivateRecord]:
+    """A silo's private records."""
+    return read_records(records_path(run, silo))
+
+
+def records_path(run: Run, silo: str) -> Path:
+    return run.dir.silo(silo) / "records.jsonl"
+
+
+def embeddings(run: Run, silo: str) -> np.ndarray:
+    """(texts, 384): embeddings of the silo's `indexed_texts`."""
+    loaded: np.ndarray = np.load(embeddings_path(run, silo))
+    return loaded
+
+
+def embeddings_path(run: Run, silo: str) -> Path:
+    return run.dir.silo(silo) / "embeddings.npy"
+
+
+def key_path(run: Run, silo: str) -> Path:
+    return run.dir.silo(silo) / "key.pem"
+
+
+def drafts_path(run: Run, round: int, silo: str) -> Path:
+    return run.dir.silo(silo) / f"round-{round}" / "drafts.jsonl"
+
+
+def evaluation_path(run: Run, name: str) -> Path:
+    """`test`, `nonmembers` or `canaries`: private, and no teacher's."""
+    return run.dir.vault / "evaluation" / f"{name}.jsonl"
+
+
+def adapter_path(run: Run, round: int) -> Path:
+    """The student of a round, in the vault whether or not it passes."""
+    return run.dir.vault / f"round-{round}" / "adapter"
+
+
+def upper_line_path(run: Run, round: int) -> Path:
+    """The reference student on original records. Never leaves the vault."""
+    return run.dir.vault / f"round-{round}" / "upper-line"
+
+
+def public_keys_path(run: Run) -> Path:
+    return run.dir.release / "public_keys.json"
+
+
+def released_path(run: Run, round: int, silo: str) -> Path:
+    """What one silo released in a round."""
+    return _released(run, round) / "silos" / f"{silo}.jsonl"
+
+
+def lessons_path(run: Run, round: int) -> Path:
+    """What the round's student learns from."""
+    return _released(run, round) / "lessons.jsonl"
+
+
+def instruction_path(run: Run, round: int) -> Path:
+    return _released(run, round) / "instruction.txt"
+
+
+def report_path(run: Run, round: int) -> Path:
+    return _released(run, round) / "report.json"
+
+
+def lessons(run: Run, round: int) -> LessonSet:
+    """The lessons the round's student learns from; every signature is verified."""
+    return LessonSet.load(lessons_path(run, round), run.id, _public_keys(run))
+
+
+def all_lessons(run: Run, round: int) -> LessonSet:
+    """Everything released up to a round, instructions included; every signature is verified."""
+    keys = _public_keys(run)
+    every = [(earlier, silo) for earlier in range(1, round + 1) for silo in run.silos]
+    return LessonSet.combine(
+        [LessonSet.load(released_path(run, earlier, silo), run.id, keys) for earlier, silo in every]
+    )
+
+
+def instruction(run: Run, round: int) -> str:
+    return instruction_path(run, round).read_text().strip()
+
+
+def report(run: Run, round: int) -> RoundReport:
+    return RoundReport.model_validate_json(report_path(run, round).read_text())
+
+
+def reports(run: Run) -> list[RoundReport]:
+    """The reports of the rounds finished so far."""
+    return [report(run, n) for n in range(1, run.recipe.rounds + 1) if report_path(run, n).exists()]
+
+
+def _released(run: Run, round: int) -> Path:
+    return run.dir.release / f"round-{round}"
+
+
+def _public_keys(run: Run) -> dict[str, str]:
+    keys: dict[str, str] = json.loads(public_keys_path(run).read_text())
+    return keys

@@ -1,0 +1,326 @@
+"""The real flow end to end, small: real mails, Prefect's embedded server, a tiny student, test doubles as teachers.
+
+What the doubles stand in for is only the language model of the teacher: with it, an honest and a copying teacher can
+be told apart. tests/test_real_model.py runs the same flow with the real model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PREFECT_HOME
+from doubles import CopyingTeacher, HonestTeacher
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.load import parse_recipe
+from tutelage.flows import layout, stages
+from tutelage.flows.cli import main
+from tutelage.flows.stage import create_run, open_run, release_digests
+from tutelage.privacy.mail import load_mails
+from tutelage.privacy.release import LessonSet
+
+PLANTED = 100
+
+
+@pytest.fixture(scope="session")
+def mails(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """360 real mails as JSONL, 100 of them with a unique private string; and the strings."""
+    draw = random.Random(5)
+    records = load_mails(mail_package, 240)
+    draw.shuffle(records)
+    chosen = [
+        record
+        for label in ("spam", "ham")
+        for record in [r for r in records if r.completion == label][: PLANTED + 80]
+    ]
+    draw.shuffle(chosen)
+    secrets = [f"zq{draw.getrandbits(60):015x}" for _ in range(PLANTED)]
+    path = tmp_path_factory.mktemp("mails") / "mails.jsonl"
+    with path.open("w") as stream:
+        for i, record in enumerate(chosen):
+            secret = f" My reference is {secrets[i]}." if i < PLANTED else ""
+            stream.write(json.dumps({"text": record.text[:150] + secret, "label": record.completion}) + "\n")
+    return path, secrets
+
+
+def recipe_for(path: Path, model: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe that takes seconds."""
+    data: dict[str, Any] = {
+        "name": "small",
+        "task": {
+            "kind": "classification",
+            "description": "Decide whether an e-mail is spam or ham.",
+            "text_noun": "e-mail",
+            "labels": {"spam": "unsolicited bulk mail", "ham": "a wanted e-mail"},
+        },
+        "data": {
+            "records": {"source": "files", "path": str(path)},
+            "silos": 2,
+            "test_records": 20,
+            "nonmember_records": 10,
+            "max_chars": 240,
+        },
+        "teach": {
+            "model": str(model),
+            "prompts_per_label": 4,
+            "references_per_prompt": 2,
+            "drafts_per_prompt": 3,
+            "keep_per_prompt": 2,
+        },
+        "aggregate": {"lessons_per_class": 6},
+        "student": {"base": str(model), "rank": 2, "alpha": 4, "epochs": 2, "batch_rows": 4, "max_tokens": 768},
+        "measure": {"few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2},
+        "attack": {"canaries": 8, "canary_copies": 2, "canary_candidates": 8},
+        "gate": {
+            "rules": [
+                {"metric": "overlap.longest_run_max", "op": "<=", "value": 12},
+                {"metric": "overlap.near_duplicate_share", "op": "<=", "value": 0},
+                {"metric": "lessons.canary_verbatim", "op": "<=", "value": 0},
+            ]
+        },
+    }
+    for section, values in changes.items():
+        data[section] = {**data[section], **values} if isinstance(values, dict) else values
+    return data
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture(scope="session")
+def honest_run(
+    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, str]:
+    """Two rounds with an honest teacher: run folder, exit code, everything printed."""
+    folder = tmp_path_factory.mktemp("honest")
+    recipe = write_recipe(folder, recipe_for(mails[0], tiny_model, rounds=2))
+    done = drive("honest", "run", str(recipe), "--run-dir", str(folder / "run"))
+    return folder / "run", done.returncode, done.stdout + done.stderr
+
+
+def drive(teacher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(teacher, *arguments), capture_output=True, text=True, timeout=500, check=False)
+
+
+def command(teacher: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).parent / "drive.py"), teacher, *arguments]
+
+
+def test_an_honest_teacher_passes_and_its_student_is_published(honest_run: tuple[Path, int, str]) -> None:
+    root, code, printed = honest_run
+    assert code == 0, printed[-2000:]
+    run = open_run(root)
+    for number in (1, 2):
+        report = layout.report(run, number)
+        assert report.decision.passed
+        assert sum(report.lessons_per_class.values()) == 12
+        names = {metric.name for metric in report.metrics if metric.measured}
+        for needed in ("accuracy.zero_shot", "accuracy.few_shot", "accuracy.instruction", "accuracy.student",
+                       "accuracy.originals", "accuracy.tfidf", "forgetting.increase", "overlap.cosine_max",
+                       "canary.exposure_mean", "lessons.canary_verbatim"):  # fmt: skip
+            assert needed in names
+    # the first round's mistakes on released lessons set the second round's topics
+    assert sum(layout.report(run, 1).topics_next.values()) == pytest.approx(1)
+    assert (root.parent / "registry" / "small" / "v2" / "adapter_model.safetensors").is_file()
+    assert (root / "release" / "report.html").stat().st_size > 10_000
+
+
+def test_no_planted_string_leaves_the_vault(honest_run: tuple[Path, int, str], mails: tuple[Path, list[str]]) -> None:
+    root, _, printed = honest_run
+    secrets = [secret.encode() for secret in mails[1]]
+    vault = b"".join(path.read_bytes() for path in files_below(root / "vault"))
+    assert sum(secret in vault for secret in secrets) > 60, (
+        "the strings must be in the vault for this to mean anything"
+    )
+    outside = [path for path in files_below(root.parent) if (root / "vault") not in path.parents]
+    searched = [*outside, *files_below(PREFECT_HOME)]
+    assert any(path.suffix == ".db" for path in searched)
+    for path in searched:
+        content = path.read_bytes()
+        found = [i for i, secret in enumerate(secrets) if secret in content]
+        assert not found, f"{path} holds planted strings {found}"
+    assert not [i for i, secret in enumerate(mails[1]) if secret in printed]
+    assert (root / "vault").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_error_that_quotes_a_record_stays_in_the_vault(
+    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    class Clumsy(HonestTeacher):
+        def write(self, prompt: str, draw: random.Random) -> str:
+            raise ValueError(prompt)
+
+    monkeypatch.setattr(stages, "_engine", lambda *_: Clumsy())
+    recipe = write_recipe(tmp_path, recipe_for(mails[0], tiny_model))
+    assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 1
+    shown = "".join(capfd.readouterr())
+    assert "ValueError" in shown
+    assert "A collection of different examples" not in shown
+    for path in [*files_below(PREFECT_HOME), *files_below(tmp_path / "run" / "stages")]:
+        assert b"A collection of different examples" not in path.read_bytes()
+    assert list((tmp_path / "run" / "vault" / "errors").glob("*.log"))
+
+
+@pytest.mark.parametrize("loose", [False, True])
+def test_a_copying_teacher_is_refused(
+    loose: bool, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen drops every copy and nothing is left to learn; with the screen wide open the gate still sees it."""
+    monkeypatch.setattr(stages, "_engine", lambda *_: CopyingTeacher())
+    wide_open = {"max_common_run_tokens": 10_000, "max_ngram_share": 1.0, "max_jaccard": 1.0, "max_cosine": 1.0}
+    changes = {"screen": wide_open} if loose else {}
+    data = recipe_for(mails[0], tiny_model, measure={"originals": False, "few_shot_per_label": 1, "bootstrap": 100})
+    data.update(changes)
+    recipe = write_recipe(tmp_path, data)
+    assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 3
+    report = layout.report(open_run(tmp_path / "run"), 1)
+    assert not report.decision.passed
+    failed = " ".join(outcome.rule for outcome in report.decision.outcomes if not outcome.passed)
+    if loose:
+        assert "overlap.longest_run_max" in failed
+    else:
+        assert sum(report.lessons_per_class.values()) == 0
+    assert not (tmp_path / "registry").exists()
+    assert not list((tmp_path / "run" / "release").rglob("adapter_model.safetensors"))
+
+
+def test_killed_anywhere_and_resumed_gives_the_same(
+    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in each of several stages; what was finished is not redone; the released bytes are the same."""
+    kill_and_resume(mails[0], tiny_model, tmp_path, monkeypatch, ("round-1/teach-silo-1", "round-1/measure"))
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_and_resumed_gives_the_same(
+    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_and_resume(mails[0], tiny_model, tmp_path, monkeypatch, None)
+
+
+def kill_and_resume(
+    data: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[str, ...] | None
+) -> None:
+    """Prepare once, copy the folder, run one copy through, kill the other in each of `stops` (None: in all)."""
+    import shutil
+
+    monkeypatch.setattr(stages, "_engine", lambda *_: HonestTeacher())
+    recipe = parse_recipe(recipe_for(data, model))
+    # canary coins and keys come from the operating system, so both runs must start from one preparation
+    whole, broken = folder / "whole", folder / "broken"
+    run = create_run(recipe, whole)
+    stages.prepare(str(whole), after=[])
+    shutil.copytree(whole, broken)
+    assert call(monkeypatch, "resume", str(whole)) == 0
+    expected = release_digests(run)
+    if stops is None:
+        named = [str(path.relative_to(run.dir.stages).with_suffix("")) for path in files_below(run.dir.stages)]
+        stops = tuple(sorted(named, key=lambda name: run.dir.manifest_path(name).stat().st_mtime))[1:]
+    for stop in stops:
+        before = {path: path.stat().st_mtime_ns for path in files_below(broken / "stages")}
+        process = subprocess.Popen(command("honest", "resume", str(broken)), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split() == [stop, "..."]:
+                time.sleep(0.05)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished stage was written again"
+    done = drive("honest", "resume", str(broken))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "done before" in done.stderr
+    assert release_digests(open_run(broken)) == expected
+
+
+def test_a_finished_run_is_not_redone(honest_run: tuple[Path, int, str]) -> None:
+    root, _, _ = honest_run
+    before = {path: path.stat().st_mtime_ns for path in files_below(root) if path.suffix in (".json", ".jsonl")}
+    done = drive("honest", "resume", str(root))
+    assert done.returncode == 0
+    assert done.stderr.count("done before") == len(files_below(root / "stages"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_changed_file_is_noticed_and_made_again(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "run"
+    shutil.copytree(honest_run[0], root)
+    lessons = root / "release" / "round-1" / "lessons.jsonl"
+    good = lessons.read_bytes()
+    lessons.write_bytes(good.replace(b'"round":1', b'"round":2', 1))
+    run = open_run(root)
+    keys = json.loads((root / "release" / "public_keys.json").read_text())
+    with pytest.raises(Exception, match="signature"):
+        LessonSet.load(lessons, run.id, keys)
+    assert drive("honest", "resume", str(root)).returncode == 0
+    assert lessons.read_bytes() == good
+
+
+def test_two_processes_do_not_share_a_run_folder(
+    honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(honest_run[0])
+    with run.dir.locked():
+        assert call(monkeypatch, "resume", str(honest_run[0])) == 2
+    assert "another process holds this run folder" in capsys.readouterr().err
+
+
+def test_another_recipe_does_not_overwrite_a_run(
+    honest_run: tuple[Path, int, str], mails: tuple[Path, list[str]], tiny_model: Path
+) -> None:
+    other = parse_recipe(recipe_for(mails[0], tiny_model, seed=9))
+    with pytest.raises(UserError, match="another recipe"):
+        create_run(other, honest_run[0])
+
+
+def test_list_and_report_read_the_run(
+    honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list", str(honest_run[0].parent), "--json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["state"] == "passed"
+    assert row["rounds"] == "2/2"
+    assert call(monkeypatch, "report", str(honest_run[0]), "--json") == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert [one["round"] for one in reports] == [1, 2]
+    assert call(monkeypatch, "report", str(honest_run[0])) == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_released_set_opens_with_datasets(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    file = honest_run[0] / "release" / "round-1" / "lessons.jsonl"
+    rows = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
+    assert set(rows["completion"]) == {"spam", "ham"}
