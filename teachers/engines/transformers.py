@@ -1,8 +1,8 @@
-"""The transformers engine: batched sampling where all texts of one prompt share its prefill.
+"""The transformers engine: batched sampling where all texts of one prompt share its keys and values.
 
-A prompt with private references is several times longer than a draft, so on a processor its prefill is
-half the work. Each prompt is run once, its key/value cache is repeated for its `n` texts, and rows that have
-ended leave the batch.
+A prompt with private references is several times longer than a draft. Copied for each of its n drafts, its cache
+would be read n times at every step, which on a processor costs more than the model itself. So a prompt is one row of
+the batch, and its n drafts are n query positions of that row: each sees the prompt and its own tokens, by the mask.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tutelage.teachers.engines.base import Generation, Sampling
 if TYPE_CHECKING:
     import torch
 
-# Compacting copies the whole cache: worth it once an eighth of the rows has ended.
-_COMPACT_SHARE = 0.125
+# Tokens decoded to look for the stop string: one token is at least one character of it.
+_STOP_WINDOW = 8
 
 
 class TransformersEngine:
@@ -68,66 +68,57 @@ class TransformersEngine:
     def _sample(
         self, prompts: list[list[int]], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[Generation]:
-        """Sample `n` texts for each of P prompts: P * n rows, prompt by prompt."""
+        """Sample `n` texts for each of P prompts; text i * n + j is the j-th of prompt i."""
         import torch
 
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.model.device)
         attention = batch["attention_mask"]  # (P, L)
-        positions = (attention.cumsum(-1) - 1).clamp(min=0)
         output = self.model(
             input_ids=batch["input_ids"],
             attention_mask=attention,
-            position_ids=positions,
+            position_ids=(attention.cumsum(-1) - 1).clamp(min=0),
             use_cache=True,
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        cache.batch_repeat_interleave(n)
         logits = output.logits[:, -1].repeat_interleave(n, 0)  # (P * n, V)
-        attention = attention.repeat_interleave(n, 0)
-        position = positions[:, -1:].repeat_interleave(n, 0)
+        position = attention.sum(-1, keepdim=True).expand(-1, n)  # (P, n)
+        mask = attention.bool()[:, None, None].expand(-1, 1, n, -1)  # (P, 1, n, L): all of the prompt
+        own = torch.eye(n, dtype=torch.bool, device=self.model.device)[None, None]  # (1, 1, n, n): itself alone
 
-        rows = len(prompts) * n
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        finished = [False] * rows
-        alive = torch.arange(rows)  # which text each row of the batch is
+        tokens: list[list[int]] = [[] for _ in range(len(prompts) * n)]
+        finished = [False] * len(tokens)
+        alive = list(range(len(prompts)))  # which prompt each row of the batch is
         ends = self._end_tokens()
         for step in range(sampling.max_new_tokens):
-            token = _draw(logits.float(), sampling, generator)  # (R,)
-            keep = []
-            for i, (row, value) in enumerate(zip(alive.tolist(), token.tolist(), strict=True)):
-                if row < 0:
+            drawn = _draw(logits.float(), sampling, generator)  # (len(alive) * n,)
+            texts = [prompt * n + j for prompt in alive for j in range(n)]
+            for text, token in zip(texts, drawn.tolist(), strict=True):
+                if finished[text]:
                     continue
-                if value in ends:
-                    finished[row] = True
+                if token in ends:
+                    finished[text] = True
                 else:
-                    tokens[row].append(value)
-                    finished[row] = sampling.stop in self.tokenizer.decode(tokens[row][-8:])
-                if finished[row]:
-                    alive[i] = -1
-                else:
-                    keep.append(i)
-            if not keep or step == sampling.max_new_tokens - 1:
+                    tokens[text].append(token)
+                    finished[text] = sampling.stop in self.tokenizer.decode(tokens[text][-_STOP_WINDOW:])
+            going = [i for i, prompt in enumerate(alive) if not all(finished[prompt * n : (prompt + 1) * n])]
+            if not going or step == sampling.max_new_tokens - 1:
                 break
-            if len(keep) <= len(alive) * (1 - _COMPACT_SHARE):
-                index = torch.tensor(keep, device=self.model.device)
+            drawn = drawn.view(len(alive), n)
+            if len(going) < len(alive):
+                index = torch.tensor(going, device=self.model.device)
                 cache.batch_select_indices(index)
-                alive, token = alive[keep], token[index]
-                attention, position = attention[index], position[index]
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-            position = position + 1
+                drawn, position, mask = drawn[index], position[index], mask[index]
+                alive = [alive[i] for i in going]
+            mask = torch.cat([mask, own.expand(len(alive), -1, -1, -1)], -1)
             output = self.model(
-                input_ids=token[:, None],
-                attention_mask=attention,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
+                input_ids=drawn, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
             )
-            logits = output.logits[:, -1]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [Generation(t.split(sampling.stop)[0], f) for t, f in zip(texts, finished, strict=True)]
+            position = position + 1
+            logits = output.logits.flatten(0, 1)
+        decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [Generation(t.split(sampling.stop)[0], f) for t, f in zip(decoded, finished, strict=True)]
 
     def _end_tokens(self) -> set[int]:
         """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
