@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,21 +38,22 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise UserError("this is a folder, not a recipe", file=path, remedy="name a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="save it as UTF-8") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except OSError as error:
         raise UserError(
-            f"not valid YAML: {getattr(error, 'problem', 'syntax error')}",
-            file=path,
-            row=mark.line + 1 if mark else None,
-            remedy="mend that line",
+            f"cannot be read ({error.strerror})", file=path, remedy="check the path and its permissions"
         ) from None
+    data = _yaml(text, path)
     if not isinstance(data, dict):
         raise UserError("a recipe is a mapping of keys to values", file=path, remedy="see configs/demo.yaml")
     for override in overrides:
         _override(data, override)
-    return parse_recipe(_expand(data, path), path)
+    try:
+        expanded = _expand(data, path)
+    except RecursionError:
+        raise UserError(
+            "nested without end", file=path, remedy="remove the YAML alias that contains itself"
+        ) from None
+    return parse_recipe(expanded, path)
 
 
 def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
@@ -61,6 +63,8 @@ def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
     except ValidationError as error:
         raise _explain(error, path) from None
     source = recipe.data.records
+    if source.source == "files" and "\0" in str(source.path):
+        raise UserError("a path cannot hold a NUL character", file=path, key="data.records.path", remedy="remove it")
     if source.source == "files" and path is not None and not source.path.is_absolute():
         # A relative data path is relative to the recipe, so a recipe folder can be moved as a whole.
         source = source.model_copy(update={"path": (path.parent / source.path).resolve()})
@@ -68,17 +72,39 @@ def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
     return recipe
 
 
+def _yaml(text: str, path: Path | None = None, key: str | None = None) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(
+            f"not valid YAML: {getattr(error, 'problem', None) or 'syntax error'}",
+            file=path,
+            row=mark.line + 1 if mark and not key else None,
+            key=key,
+            remedy="mend that line" if not key else "put the value into quotes",
+        ) from None
+    except Exception:  # what PyYAML makes of an impossible date, a malformed number, endless nesting
+        raise UserError(
+            "not valid YAML: it holds a value that cannot be read", file=path, key=key, remedy="quote odd values"
+        ) from None
+
+
 def _override(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator:
         raise UserError("an override is KEY=VALUE", key=override, remedy="e.g. --set teach.temperature=0.8")
     *parents, last = key.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError("this key holds a value, not a section", key=parent, remedy="check the dotted path")
+            raise UserError(
+                "this key holds a value, not a section",
+                key=".".join(parents[:depth]),
+                remedy="check the dotted path",
+            )
         data = child
-    data[last] = yaml.safe_load(value)
+    data[last] = _yaml(value, key=key)
 
 
 def _expand(value: Any, path: Path) -> Any:
@@ -103,34 +129,55 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
     """Turn pydantic's first finding into one sentence, and count the others."""
     findings = error.errors(include_url=False, include_input=False)
     first = findings[0]
-    # pydantic puts a union's tag into the location; the user never wrote it
-    where = [
-        str(part) for part in first["loc"] if part not in ("classification", "generation", "spam_assassin", "files")
-    ]
+    where = _location(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     remedy = "see configs/demo.yaml, or `tutelage validate --schema`"
     if first["type"] == "extra_forbidden":
         message = "unknown key"
-        close = difflib.get_close_matches(where[-1], _known_keys(Recipe), n=1)
+        close = _closest(where)
         if close:
-            remedy = f"did you mean {close[0]!r}?"
+            remedy = f"did you mean {close!r}?"
     elif first["type"] == "missing":
         message = "this key is missing"
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
-    return UserError(message, file=path, key=".".join(where) or None, remedy=remedy)
+    return UserError(message, file=path, key=".".join(where) if where else None, remedy=remedy)
 
 
-def _known_keys(model: type[BaseModel]) -> set[str]:
-    """All field names below a model, for suggestions."""
-    keys: set[str] = set()
+def _location(location: Sequence[int | str]) -> list[str]:
+    """Where in the recipe an error lies, without what pydantic adds and the user never wrote."""
+    parts = [str(part) for part in location]
+    for union in (["task"], ["data", "records"]):
+        if parts[: len(union)] == union:
+            del parts[len(union) : len(union) + 1]  # the tag that chose the union's member
+    if parts[:2] == ["student", "target_modules"]:
+        return parts[:2]
+    return parts[:-1] if parts[-1:] == ["[key]"] else parts
+
+
+def _closest(where: list[str]) -> str | None:
+    """The dotted path of the key that was probably meant: a sibling, else one of another section."""
+    *parents, name = where
+    section = ".".join(part for part in parents if not part.isdigit())
+    known = _known_keys(Recipe)
+    for pool in ([key for key in known if key.rpartition(".")[0] == section], known):
+        names = [key.rpartition(".")[2] for key in pool]
+        close = difflib.get_close_matches(name, names, n=1)
+        if close:
+            return pool[names.index(close[0])]
+    return None
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted paths of all fields below a model."""
+    keys = []
     for name, field in model.model_fields.items():
-        keys.add(name)
+        keys.append(prefix + name)
         pending: list[Any] = [field.annotation]
         while pending:
             candidate = pending.pop()
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                keys |= _known_keys(candidate)
+                keys += _known_keys(candidate, f"{prefix}{name}.")
             else:
                 pending.extend(get_args(candidate))
     return keys

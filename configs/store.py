@@ -44,9 +44,9 @@ def file_digest(path: Path) -> str:
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> Path:
     """Write a file so that readers see either the old content or the whole new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             stream.write(data.encode() if isinstance(data, str) else data)
             stream.flush()
@@ -54,12 +54,18 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> P
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if disk_is_full(error):
             raise UserError("the disk is full", file=path, remedy="free some space, then `tutelage resume`") from None
         raise
     return path
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether that is what the error says."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -98,10 +104,18 @@ class RunDir:
         """Hold the run for this process. The lock dies with the process, SIGKILL included.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or it cannot be a folder.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("a") as stream:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            opened = (self.root / "lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"cannot be used as a run folder ({error.strerror})",
+                file=self.root,
+                remedy="name another folder with --run-dir",
+            ) from None
+        with opened as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

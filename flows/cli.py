@@ -17,6 +17,7 @@ import typer
 from tutelage.configs.errors import PrivacyError, UserError
 
 if TYPE_CHECKING:
+    from tutelage.configs.schema import Recipe
     from tutelage.flows.stage import Run
 
 REFUSED = 3
@@ -81,6 +82,7 @@ def validate(
         raise UserError("no recipe given", remedy="tutelage validate RECIPE")
     checked = load_recipe(recipe, tuple(overrides or ()))
     found = ""
+    _check_models(checked)
     if data:
         from tutelage.configs.models import fetch_mail
         from tutelage.privacy.partition import partition
@@ -130,6 +132,7 @@ def run(
     from tutelage.flows.stage import create_run
 
     checked = load_recipe(recipe, tuple(overrides or ()))
+    _check_models(checked)
     root = run_dir or Path("runs") / checked.name
     with RunDir(root).locked():
         _finish(create_run(checked, root))
@@ -209,6 +212,13 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(2)
 
 
+def _check_models(recipe: Recipe) -> None:
+    from tutelage.configs.models import check_model
+
+    for name in (recipe.teach.model, recipe.student.base):
+        check_model(name)
+
+
 def _finish(run: Run) -> None:
     """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
@@ -243,22 +253,27 @@ def main() -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        app(standalone_mode=False)
+        # Outside its standalone mode typer returns the code of a `typer.Exit` instead of raising it.
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         _fail(str(error), error.remedy, UserError.exit_code)
     except PrivacyError as error:
         _fail(f"stopped to protect private text: {error}", None, 4)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; `tutelage resume RUN` goes on from the last finished stage", None, 130)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
-            _fail(error.format_message(), "see --help", 2)
+            message = error.format_message()
+            if not message:  # no command at all: the help has been shown
+                sys.exit(2)
+            _fail(message, "see --help", 2)
+        from tutelage.configs.store import disk_is_full
         from tutelage.flows.stage import StageError
 
         if isinstance(error, StageError):
             _fail(str(error), None, 1)
+        if disk_is_full(error):
+            _fail("the disk is full", "free some space, then try again", 2)
         raise
 
 

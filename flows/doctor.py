@@ -36,6 +36,7 @@ def examine() -> list[Finding]:
     missing = [name for name in (*_PACKAGES, *_PACKAGES_WITH_WEIGHTS) if importlib.util.find_spec(name) is None]
     disk, memory = free_disk_gib(cache_dir()), psutil.virtual_memory().available / 2**30
     npm = shutil.which("npm")
+    computing = f", computing in {best_dtype()}" if "torch" not in missing else ""
     mail = (cache_dir() / "spam-assassin-0.2.3").is_dir()
     return [
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer"),
@@ -50,7 +51,7 @@ def examine() -> list[Finding]:
             f"{_NEEDED_MEMORY_GIB:.0f} GiB are needed",
         ),
         Finding("cache", _writable(cache_dir()), str(cache_dir()), "set TUTELAGE_CACHE to a folder you can write to"),
-        Finding("processor", True, f"{os.cpu_count()} cores, computing in {best_dtype()}"),
+        Finding("processor", True, f"{os.cpu_count()} cores{computing}"),
     ]
 
 

@@ -112,8 +112,9 @@ def _rates(model: Any, batch_rows: int) -> tuple[float, float]:
     """Tokens per second this machine reads and writes with this model, from a few batches."""
     import torch
 
-    ids = torch.randint(10, 1000, (8, 96), device=model.device)
-    last = torch.randint(10, 1000, (batch_rows, 1), device=model.device)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (8, 96), device=model.device)
+    last = torch.randint(vocabulary, (batch_rows, 1), device=model.device)
     with torch.inference_mode():
         model(ids[:1], logits_to_keep=1)
         started = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -63,14 +64,17 @@ def create_run(recipe: Recipe, root: Path) -> Run:
     written = root / "run.json"
     if written.exists():
         run = open_run(root)
-        if run.recipe != recipe:
+        if run.recipe == recipe:
+            return run
+        if run.dir.manifest_path("prepare").exists():
             raise UserError(
                 "this run folder was made by another recipe, or by an earlier state of this one",
                 file=root,
                 remedy="name another folder with --run-dir, or `tutelage resume` to finish it as it was begun",
             )
-        return run
-    if root.exists() and any(path.name != "lock" for path in root.iterdir()):
+        # Its data was never dealt out, most likely because of a fault in it: the mended recipe takes its place.
+        shutil.rmtree(run.dir.vault)
+    elif root.exists() and any(path.name != "lock" for path in root.iterdir()):
         raise UserError("this folder is not empty and holds no run", file=root, remedy="name another with --run-dir")
     directory = RunDir(root)
     directory.create()
@@ -89,11 +93,12 @@ def open_run(root: Path) -> Run:
 
     try:
         written = json.loads((root / "run.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
+        run_id, recipe = written["run_id"], written["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError("this is not a run folder", file=root, remedy="`tutelage list` shows the runs") from None
     directory = RunDir(root)
     directory.create()
-    return Run(directory, parse_recipe(written["recipe"], root / "run.json"), written["run_id"])
+    return Run(directory, parse_recipe(recipe, root / "run.json"), run_id)
 
 
 def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:

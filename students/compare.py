@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tutelage.configs.records import Example, Metric
@@ -23,7 +23,7 @@ class Comparison:
     """The test set and how it is scored."""
 
     recipe: Recipe
-    test: Sequence[Example]
+    test: Sequence[Example] = field(repr=False)
 
     def measure(
         self,

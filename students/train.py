@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +180,9 @@ def _adapt(model: PreTrainedModel, config: StudentConfig) -> Any:
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        return get_peft_model(model, lora)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name it is giving up
+            return get_peft_model(model, lora)
     except ValueError:
         raise UserError(
             "the base model has no modules of these names", key="student.target_modules", remedy="use `all-linear`"

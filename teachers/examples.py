@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
@@ -43,7 +43,7 @@ class _Slot:
 
     id: str
     label: str | None
-    prompt: str
+    prompt: str = field(repr=False)
 
 
 def write_examples(
@@ -120,7 +120,7 @@ def _slots(
         deck: list[PrivateRecord] = []
         for i in range(max(1, round_half_up(config.prompts_per_label * len(labels) * share))):
             if len(deck) < count:  # every record serves once before any serves twice
-                deck = draw.sample(pool, len(pool))
+                deck += sorted(draw.sample(pool, len(pool)), key=lambda record: record in deck)
             references, deck = deck[:count], deck[count:]
             prompt = prompts.example_prompt(task, label, [reference.example() for reference in references])
             slots.append(_Slot(f"{silo}-r{round}-{label or 'example'}-{i}", label, prompt))
@@ -167,7 +167,7 @@ def _typicality(records: Sequence[PrivateRecord], task: Task) -> _Typicality | N
 
 def _fitting(drafts: list[Draft], label: str | None, typical: _Typicality | None) -> list[Draft]:
     """The drafts the classifier takes for their own label, the most typical first."""
-    if typical is None or label is None or not drafts:
+    if typical is None or label not in typical.model.classes_ or not drafts:
         return drafts
     chance = 1 / len(typical.model.classes_)
     scores = typical.of([draft.prompt for draft in drafts], label)

@@ -34,13 +34,18 @@ def write_instruction(
     system, user = prompts.instruction_request(task, [record.example() for record in references])
     sampling = Sampling(_MAX_NEW_TOKENS, min(config.temperature, 0.7), config.top_p, config.top_k, "\n")
     [texts] = engine.generate([engine.chat(system, user)], _DRAFTS, sampling, draw.getrandbits(48))
-    # An unfinished wording stops in mid-sentence: cut it after its last full stop, or leave it out.
-    wordings = [t.text if t.finished else t.text[: t.text.rfind(".") + 1] for t in texts]
+    wordings = [_sentences(text.text) for text in texts]
     return tuple(
-        Draft(f"{silo}-r{round}-instruction-{j}", "instruction", wording.strip(), "", prompts.VERSION)
+        Draft(f"{silo}-r{round}-instruction-{j}", "instruction", wording, "", prompts.VERSION)
         for j, wording in enumerate(wordings)
-        if wording.strip()
+        if wording
     )
+
+
+def _sentences(wording: str) -> str:
+    """The whole sentences of a wording: what stops short, or only announces ("Here is some advice:"), is left out."""
+    end = max(wording.rfind(mark) for mark in ".!?")
+    return wording[: end + 1].strip()
 
 
 def choose_instruction(lessons: LessonSet) -> str | None:

@@ -13,6 +13,7 @@ VERSION = "2"
 STOP = "\n###"
 _CONTROL = re.compile(r"<\|[^|>]*\|>")
 _QUESTION, _ANSWER = "Prompt:", "Completion:"
+_MARKER = re.compile(r"(Prompt|Completion):+")
 
 
 def defuse(text: str) -> str:
@@ -22,7 +23,11 @@ def defuse(text: str) -> str:
     continued by one more example, so there is no instruction to override; this removes what could end the
     example early or open another chat turn.
     """
-    text = _CONTROL.sub(" ", text).replace("#", "")
+    text = text.replace("#", "")
+    # Again until nothing is left: removing an inner token can put an outer one together.
+    while (shorter := _CONTROL.sub(" ", text)) != text:
+        text = shorter
+    text = _MARKER.sub(r"\1", text)
     return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
 
 
@@ -48,14 +53,17 @@ def example_prompt(task: Task, label: str | None, references: Sequence[Example])
 def parse_example(task: Task, label: str | None, text: str, finished: bool) -> tuple[str, str] | None:
     """A generated continuation as (prompt, completion); None where it is malformed."""
     text = text.strip()
-    if not finished and " " in text:
+    if text.startswith(STOP.strip()):
+        return None  # the line feed before this separator was the prompt's own: an empty example, then another
+    if not finished and len(text.split()) > 1:
         text = text.rsplit(None, 1)[0]  # the last word may be half a word
     if isinstance(task, ClassificationTask):
         assert label is not None
         return (text, label) if text else None
     question, separator, answer = text.partition(_ANSWER)
     question, answer = question.strip(), answer.strip()
-    return (question, answer) if separator and question and answer and _QUESTION not in answer else None
+    nested = _QUESTION in question or _QUESTION in answer or _ANSWER in answer
+    return (question, answer) if separator and question and answer and not nested else None
 
 
 def public_instruction(task: Task) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+from tutelage.configs.errors import PrivacyError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Generation:
 
     def __repr__(self) -> str:
         return f"<Generation {len(self.text)} chars, redacted>"
+
+    def __reduce__(self) -> NoReturn:
+        raise PrivacyError("a generation must not be pickled: make drafts of it and write them below the vault")
 
 
 class Engine(Protocol):

@@ -17,9 +17,6 @@ from tutelage.teachers.engines.base import Generation, Sampling
 if TYPE_CHECKING:
     import torch
 
-# Tokens decoded to look for the stop string: one token is at least one character of it.
-_STOP_WINDOW = 8
-
 
 class TransformersEngine:
     """Continues text with a local model.
@@ -91,6 +88,7 @@ class TransformersEngine:
         finished = [False] * len(tokens)
         alive = list(range(len(prompts)))  # which prompt each row of the batch is
         ends = self._end_tokens()
+        window = len(sampling.stop.encode())  # a token is at least one byte of the stop string
         for step in range(sampling.max_new_tokens):
             drawn = _draw(logits.float(), sampling, generator)  # (len(alive) * n,)
             texts = [prompt * n + j for prompt in alive for j in range(n)]
@@ -101,7 +99,7 @@ class TransformersEngine:
                     finished[text] = True
                 else:
                     tokens[text].append(token)
-                    finished[text] = sampling.stop in self.tokenizer.decode(tokens[text][-_STOP_WINDOW:])
+                    finished[text] = sampling.stop in self.tokenizer.decode(tokens[text][-window:])
             going = [i for i, prompt in enumerate(alive) if not all(finished[prompt * n : (prompt + 1) * n])]
             if not going or step == sampling.max_new_tokens - 1:
                 break
@@ -118,7 +116,9 @@ class TransformersEngine:
             position = position + 1
             logits = output.logits.flatten(0, 1)
         decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [Generation(t.split(sampling.stop)[0], f) for t, f in zip(decoded, finished, strict=True)]
+        # A whole text can hold a stop its tails did not show: special tokens stood between its parts.
+        cut = [text.partition(sampling.stop) for text in decoded]
+        return [Generation(text, end or bool(stop)) for (text, stop, _), end in zip(cut, finished, strict=True)]
 
     def _end_tokens(self) -> set[int]:
         """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
