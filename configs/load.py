@@ -156,13 +156,14 @@ def _location(location: Sequence[int | str]) -> list[str]:
 
 
 def _closest(where: list[str]) -> str | None:
-    """The dotted path of the key that was probably meant: a sibling, else one of another section."""
+    """The dotted path of the key that was probably meant: a sibling, this one in another section, or any other."""
     *parents, name = where
     section = ".".join(part for part in parents if not part.isdigit())
     known = _known_keys(Recipe)
-    for pool in ([key for key in known if key.rpartition(".")[0] == section], known):
+    siblings = [key for key in known if key.rpartition(".")[0] == section]
+    for pool, likeness in ((siblings, 0.8), (known, 1.0), (siblings, 0.6), (known, 0.6)):
         names = [key.rpartition(".")[2] for key in pool]
-        close = difflib.get_close_matches(name, names, n=1)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
         if close:
             return pool[names.index(close[0])]
     return None

@@ -149,7 +149,7 @@ class StudentConfig(Frozen):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     learning_rate: float = Field(5e-4, gt=0, lt=1)
     warmup_share: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1)
     epochs: int = Field(3, ge=1)
     batch_rows: int = Field(8, ge=1)
     max_tokens: int = Field(256, ge=16)
@@ -204,7 +204,7 @@ class Recipe(Frozen):
     """One run: everything that decides its result."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seeds sampling and training. Canary coins and keys come from the operating system instead."""
     rounds: int = Field(1, ge=1, le=100)
     task: Task

@@ -155,8 +155,13 @@ class RunDir:
             files: What it wrote, anywhere below the run folder; folders are taken file by file.
             facts: Counts and figures (never texts) that later stages and reports need.
             seconds: How long it took; shown in the report, and no part of any digest.
+
+        Raises:
+            FileNotFoundError: the stage did not write what it says.
         """
-        every = sorted(f for path in files for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
+        every = sorted(
+            file for path in files for file in (filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path])
+        )
         manifest = {
             "stage": stage,
             "key": key,

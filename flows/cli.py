@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tutelage.flows.stage import Run
 
 REFUSED = 3
+INTERRUPTED = 130
 _QUIET = {
     # nothing phones home
     "DO_NOT_TRACK": "1",
@@ -253,14 +254,17 @@ def main() -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        # Outside its standalone mode typer returns the code of a `typer.Exit` instead of raising it.
-        sys.exit(app(standalone_mode=False))
+        # Outside its standalone mode typer returns the code of a `typer.Exit` or of an interrupt.
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status)
     except UserError as error:
         _fail(str(error), error.remedy, UserError.exit_code)
     except PrivacyError as error:
         _fail(f"stopped to protect private text: {error}", None, 4)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; `tutelage resume RUN` goes on from the last finished stage", None, 130)
+        _fail("interrupted; `tutelage resume RUN` goes on from the last finished stage", None, INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             message = error.format_message()

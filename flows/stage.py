@@ -24,7 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
-from tutelage.configs.store import RunDir, digest, file_digest, write_atomic
+from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, write_atomic
 
 Manifest = dict[str, Any]
 Body = Callable[..., tuple[list[Path], dict[str, Any]]]
@@ -119,6 +119,8 @@ def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:
             except (UserError, PrivacyError):
                 raise
             except Exception as error:
+                if disk_is_full(error):
+                    raise UserError("the disk is full", file=run_dir, remedy="free some space, then resume") from None
                 raise _sealed(error, Path(run_dir), name) from None
 
         prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)

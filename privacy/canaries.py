@@ -111,12 +111,13 @@ class Canary:
         return PrivateRecord(id, self._other, carrier)
 
     def texts(self) -> list[str]:
-        """The carrier with each candidate in turn, in the candidates' order: what an attack scores.
+        """The carrier up to and with each candidate in turn, in the candidates' order: what an attack scores.
 
-        For `generation` the prompt stands before it, two line ends between.
+        What follows the secret is the same for all candidates and would cost as much again to score. For
+        `generation` the prompt stands before it, two line ends between.
         """
         opening = "" if self.kind == "classification" else f"{self._other}\n\n"
-        return [opening + self._carrier(candidate) for candidate in self.candidates]
+        return [opening + " ".join(filter(None, (self._before, f"{candidate}."))) for candidate in self.candidates]
 
     def _carrier(self, candidate: str) -> str:
         return " ".join(part for part in (self._before, f"{candidate}.", self._after) if part)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,9 +179,7 @@ def _adapt(model: PreTrainedModel, config: StudentConfig) -> Any:
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers under a name it is giving up
-            return get_peft_model(model, lora)
+        return get_peft_model(model, lora)
     except ValueError:
         raise UserError(
             "the base model has no modules of these names", key="student.target_modules", remedy="use `all-linear`"

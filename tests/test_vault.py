@@ -21,11 +21,9 @@ SECRET = "Meet Anna Karenina at the station"
 RECORD = PrivateRecord("mail-7", SECRET, "secret-label")
 
 
-@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format, "%s".__mod__, ascii], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format, ascii], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("thing", [RECORD, [RECORD], (RECORD,), {"x": RECORD}], ids=["one", "list", "tuple", "dict"])
 def test_no_way_of_showing_a_record_shows_its_text(show: Callable[[Any], str], thing: Any) -> None:
-    if show == "%s".__mod__ and isinstance(thing, tuple):
-        thing = (thing,)
     shown = show(thing)
     assert "redacted" in shown
     assert "Anna" not in shown
@@ -39,7 +37,7 @@ def test_a_log_and_a_traceback_show_none_either(caplog: pytest.LogCaptureFixture
         len(RECORD)  # type: ignore[arg-type]
     assert "Anna" not in "".join(traceback.format_exception(caught.value))
     lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
-    assert "Anna" not in "".join(lines).replace('SECRET = "Meet Anna', "")
+    assert "Anna" not in "".join(lines)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -68,7 +66,7 @@ def test_the_deliberate_ways_in() -> None:
     assert (example.id, example.prompt, example.completion) == ("mail-7", SECRET, "secret-label")
 
 
-@given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=20)] * 3), max_size=5))
+@given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=20)] * 3), max_size=5))
 def test_records_come_back_as_they_were(
     rows: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

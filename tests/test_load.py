@@ -1,0 +1,418 @@
+"""Recipes: every shipped one is read, and whatever is wrong with one is said in terms of its file, line and key."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.load import load_recipe, parse_recipe
+from tutelage.configs.schema import FileData, Recipe
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+DEMO_TEXT = (CONFIGS / "demo.yaml").read_text()
+DEMO: dict[str, Any] = yaml.safe_load(DEMO_TEXT)
+WHOLE: dict[str, Any] = parse_recipe(DEMO).model_dump(mode="json")
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The demo with one key set."""
+    data = copy.deepcopy(DEMO)
+    *sections, last = key.split(".")
+    section = data
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return data
+
+
+def without(key: str) -> dict[str, Any]:
+    data = changed(key, None)
+    *sections, last = key.split(".")
+    section = data
+    for name in sections:
+        section = section[name]
+    del section[last]
+    return data
+
+
+def refused(data: dict[str, Any]) -> UserError:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(data, Path("some.yaml"))
+    assert str(caught.value.file) == "some.yaml"
+    assert caught.value.remedy
+    return caught.value
+
+
+def refused_file(folder: Path, content: str | bytes, *overrides: str) -> UserError:
+    path = folder / "recipe.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    assert caught.value.remedy
+    return caught.value
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_read(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.gate.rules
+    assert recipe.data.records.source in ("files", "spam_assassin")
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"demo.yaml", "template.yaml"} <= {path.name for path in SHIPPED}
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("taech", "teach"),
+        ("teach.temprature", "teach.temperature"),
+        ("data.records_per_sillo", "data.records_per_silo"),
+        ("task.descripton", "task.description"),
+        ("data.records.sorce", "data.records.source"),
+        # right key, wrong section
+        ("temperature", "teach.temperature"),
+        ("teach.learning_rate", "student.learning_rate"),
+        # names that pydantic also uses as tags
+        ("files", None),
+        ("spam_assassin", None),
+        ("teach.generation", None),
+        ("qqqqqqqq", None),
+        ("", None),
+    ],
+)
+def test_an_unknown_key_is_named_with_what_was_meant(key: str, meant: str | None) -> None:
+    error = refused(changed(key, 1))
+    assert error.problem.startswith("unknown key")
+    assert error.key == key
+    if meant:
+        assert error.remedy == f"did you mean {meant!r}?"
+
+
+def test_an_unknown_key_in_a_list_and_in_columns() -> None:
+    data = changed("gate.rules", [{"metric": "a", "op": "<=", "valeu": 1, "value": 1}])
+    error = refused(data)
+    assert (error.key, error.remedy) == ("gate.rules.0.valeu", "did you mean 'gate.rules.value'?")
+    error = refused(changed("data.records", {"source": "files", "path": "x", "columns": {"txt": "body"}}))
+    assert (error.key, error.remedy) == ("data.records.columns.txt", "did you mean 'data.records.columns.text'?")
+
+
+def sections(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Paths of all mappings whose keys are the schema's."""
+    if isinstance(data, dict) and path != ("task", "labels"):
+        yield path
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from sections(value, (*path, key))
+
+
+@given(st.data())
+def test_any_misspelled_key_is_refused_by_name(data: st.DataObject) -> None:
+    recipe = copy.deepcopy(WHOLE)
+    path = data.draw(st.sampled_from(list(sections(WHOLE))))
+    section = recipe
+    for part in path:
+        section = section[part]  # type: ignore[index]
+    key = data.draw(st.sampled_from(sorted(section)))
+    at = data.draw(st.integers(0, len(key)))
+    letter = data.draw(st.sampled_from(["", *"abcxyz_]["]))
+    wrong = key[:at] + letter + key[at + 1 :]
+    assume(wrong not in section)
+    assume(not (path == ("data", "records") and wrong in ("path", "columns")))
+    section[wrong] = copy.deepcopy(section[key])
+    assert refused(recipe).key == ".".join(map(str, (*path, wrong)))
+
+
+@pytest.mark.parametrize("key", ["name", "task", "gate", "task.description", "task.labels", "gate.rules"])
+def test_a_missing_key_is_named(key: str) -> None:
+    error = refused(without(key))
+    assert error.key == key
+    assert "missing" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", "one"),
+        ("rounds", 0),
+        ("rounds", 101),
+        ("name", "Has Spaces"),
+        ("name", "../up"),
+        ("name", 7),
+        ("name", "x" * 65),
+        ("data.silos", 0),
+        ("data.silos", 257),
+        ("data.silos", "four"),
+        ("data.silos", 2.5),
+        ("data.silos", [4]),
+        ("data.test_records", 9),
+        ("data.max_chars", 20_001),
+        ("data.near_duplicate_jaccard", 0),
+        ("teach", None),
+        ("teach", 3),
+        ("teach.engine", "magic"),
+        ("teach.temperature", -0.1),
+        ("teach.temperature", 5.1),
+        ("teach.temperature", float("nan")),
+        ("teach.top_p", 1.5),
+        ("teach.batch_rows", 0),
+        ("screen.entities", "PERSON"),
+        ("screen.max_cosine", float("nan")),
+        ("aggregate.method", "mean"),
+        ("student.learning_rate", 1),
+        ("student.learning_rate", float("inf")),
+        ("student.heldback_share", 0.5),
+        ("student.target_modules", 5),
+        ("student.epochs", 1.5),
+        ("measure.bootstrap", 99),
+        ("attack.canaries", 1),
+        ("gate.rules", []),
+        ("task.labels", {"only": "one"}),
+        ("task.kind", "poetry"),
+        ("data.records.source", "elsewhere"),
+    ],
+)
+def test_a_value_out_of_range_or_of_the_wrong_kind_names_its_key(key: str, value: Any) -> None:
+    error = refused(changed(key, value))
+    # a union's own tag is found wrong before its members are looked at
+    assert error.key == {"task.kind": "task", "data.records.source": "data.records"}.get(key, key)
+
+
+@pytest.mark.xfail(strict=True, reason="schema: student.weight_decay accepts infinity and seed is unbounded")
+@pytest.mark.parametrize(("key", "value"), [("student.weight_decay", float("inf")), ("seed", 2**70)])
+def test_values_that_torch_cannot_take_are_refused(key: str, value: Any) -> None:
+    assert refused(changed(key, value)).key == key
+
+
+def test_gate_thresholds_must_be_numbers() -> None:
+    for value in (float("nan"), float("inf"), "high", None):
+        error = refused(changed("gate.rules", [{"metric": "a", "op": "<=", "value": value}]))
+        assert error.key == "gate.rules.0.value"
+
+
+def test_labels_that_yaml_reads_as_truth_values(tmp_path: Path) -> None:
+    error = refused_file(tmp_path, DEMO_TEXT.replace("    spam:", "    yes:").replace("    ham:", "    no:"))
+    assert (error.key or "").startswith("task.labels.")
+
+
+def test_more_than_one_fault_is_counted() -> None:
+    data = changed("teach.temperature", -1)
+    data["rounds"] = 0
+    assert "(and 1 more)" in refused(data).problem
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (changed("teach.keep_per_prompt", 99), ["teach.keep_per_prompt", "teach.drafts_per_prompt"]),
+        (changed("task.labels", {"good": "a", "bad": "b"}), ["task", "'ham'", "'spam'"]),
+        (changed("task", {"kind": "generation", "description": "Answer."}), ["task", "'ham'", "'spam'"]),
+    ],
+)
+def test_keys_that_contradict_each_other_are_named(data: dict[str, Any], named: list[str]) -> None:
+    problem = str(refused(data))
+    assert all(name in problem for name in named), problem
+
+
+# ---- the file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "row"),
+    [
+        ("name: [demo\nseed: 0\n", "not valid YAML", 2),
+        ("name: demo\nseed: 0\n\tbad: 1\n", "not valid YAML", 3),
+        ("name: demo\ntask: *nowhere\n", "not valid YAML", 2),
+        ("name: !!python/object:os.system x\n", "not valid YAML", 1),
+        ("seed: 2024-99-99\n", "cannot be read", None),
+        ("seed: !!bool maybe\n", "cannot be read", None),
+        ("[" * 5000, "cannot be read", None),
+        ("name: &a {b: *a}\n", "nested without end", None),
+        ("- name: demo\n", "a mapping", None),
+        ("just words\n", "a mapping", None),
+        ("", "a mapping", None),
+        ("# only a comment\n", "a mapping", None),
+        (b"name: caf\xe9\n", "byte 9 is not UTF-8", None),
+    ],
+)
+def test_a_file_that_is_no_recipe(content: str | bytes, said: str, row: int | None, tmp_path: Path) -> None:
+    error = refused_file(tmp_path, content)
+    assert said in error.problem
+    assert error.row == row
+    assert error.file == tmp_path / "recipe.yaml"
+
+
+def test_no_file_a_folder_and_a_path_through_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such recipe") as caught:
+        load_recipe(tmp_path / "none.yaml")
+    assert "tutelage init" in (caught.value.remedy or "")
+    with pytest.raises(UserError, match="a folder"):
+        load_recipe(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(tmp_path / "file" / "recipe.yaml")
+
+
+@example("name: demo\nseed: 0b_\n")
+@example("? [a, b]\n: 1\n")
+@example("1: 2\n")
+@example("files: 1\n")
+@given(st.text(st.sampled_from("abn: \n\t-[]{}&*!|>'\"%@`#?,\\0123.~=<${}é\U0001f600"), max_size=60))
+def test_junk_is_refused_and_nothing_worse(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "junk.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        load_recipe(path)
+
+
+@given(st.integers(0, len(DEMO_TEXT)), st.integers(0, 12), st.text(max_size=4))
+def test_a_damaged_demo_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, at: int, cut: int, put: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_text(DEMO_TEXT[:at] + put + DEMO_TEXT[at + cut :])
+    with contextlib.suppress(UserError):
+        assert isinstance(load_recipe(path), Recipe)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(list(sections(WHOLE))), st.data())
+def test_a_junk_value_anywhere_is_taken_or_refused(path: tuple[str | int, ...], data: st.DataObject) -> None:
+    recipe = copy.deepcopy(WHOLE)
+    section: Any = recipe
+    for part in path:
+        section = section[part]
+    section[data.draw(st.sampled_from(sorted(section)))] = data.draw(JUNK)
+    with contextlib.suppress(UserError):
+        assert isinstance(parse_recipe(recipe, Path("some.yaml")), Recipe)
+
+
+# ---- environment, overrides, paths --------------------------------------------------------------------------------
+
+
+def test_environment_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(changed("teach.model", "${MODEL_HOME}/small") | {"seed": "${RUN_SEED}"}))
+    monkeypatch.setenv("MODEL_HOME", "/models")
+    monkeypatch.setenv("RUN_SEED", "7")
+    recipe = load_recipe(path)
+    assert recipe.teach.model == "/models/small"
+    assert recipe.seed == 7
+    monkeypatch.delenv("MODEL_HOME")
+    with pytest.raises(UserError, match="MODEL_HOME is not set") as caught:
+        load_recipe(path)
+    assert caught.value.remedy == "export MODEL_HOME=..."
+
+
+def test_overrides_are_typed_and_win(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(DEMO_TEXT)
+    recipe = load_recipe(
+        path,
+        ("seed=3", "teach.temperature=0.5", "measure.originals=false", "screen.entities=[PERSON, URL]", "seed=4"),
+    )
+    assert recipe.seed == 4
+    assert recipe.teach.temperature == 0.5
+    assert recipe.measure.originals is False
+    assert recipe.screen.entities == ("PERSON", "URL")
+    assert recipe.student.rank == load_recipe(path).student.rank
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("teach.temperature", "teach.temperature"),
+        ("teach.temprature=1", "teach.temprature"),
+        ("teach.temperature=hot", "teach.temperature"),
+        ("teach.temperature=[", "teach.temperature"),
+        ("teach.temperature=2024-99-99", "teach.temperature"),
+        ("seed.deep.er=1", "seed"),
+        ("gate.rules.0.value=1", "gate.rules"),
+        ("=1", ""),
+        ("teach=1", "teach"),
+    ],
+)
+def test_a_bad_override_names_its_key(override: str, key: str, tmp_path: Path) -> None:
+    assert refused_file(tmp_path, DEMO_TEXT, override).key == key
+
+
+def test_a_relative_data_path_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    path = tmp_path / "here" / "recipe.yaml"
+    for written, expected in (
+        ("mails.jsonl", tmp_path / "here" / "mails.jsonl"),
+        ("../mails.jsonl", tmp_path / "mails.jsonl"),
+        ("/data/mails.jsonl", Path("/data/mails.jsonl")),
+    ):
+        path.write_text(yaml.safe_dump(changed("data.records", {"source": "files", "path": written})))
+        monkeypatch.chdir(tmp_path)
+        for name in (path, Path("here/recipe.yaml")):
+            records = load_recipe(name).data.records
+            assert isinstance(records, FileData)
+            assert records.path == expected
+
+
+def test_a_path_with_a_nul(tmp_path: Path) -> None:
+    text = yaml.safe_dump(changed("data.records", {"source": "files", "path": "a\0b"}))
+    assert refused_file(tmp_path, text).key == "data.records.path"
+
+
+# ---- a recipe is stored as JSON -----------------------------------------------------------------------------------
+
+SHARE = st.floats(0.01, 1)
+SOURCE = st.fixed_dictionaries(
+    {"source": st.just("files"), "path": st.text("abc/._-", min_size=1).map("/".__add__)},
+    optional={"columns": st.fixed_dictionaries({}, optional={"text": st.text(), "silo": st.none() | st.text()})},
+)
+LABELS = st.dictionaries(st.text(min_size=1), st.text(), min_size=2, max_size=4)
+VALID = st.fixed_dictionaries(
+    {
+        "name": st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True),
+        "task": st.fixed_dictionaries({"kind": st.just("classification"), "description": st.text(min_size=1),
+                                       "labels": LABELS})
+        | st.fixed_dictionaries({"kind": st.just("generation"), "description": st.text(min_size=1)}),
+        "data": st.fixed_dictionaries({"records": SOURCE}, optional={"near_duplicate_jaccard": SHARE}),
+        "gate": st.fixed_dictionaries({"rules": st.lists(
+            st.fixed_dictionaries({"metric": st.text(), "op": st.sampled_from([">=", "<="]),
+                                   "value": st.floats(allow_nan=False, allow_infinity=False) | st.integers()}),
+            min_size=1, max_size=3)}),
+    },
+    optional={
+        "seed": st.integers(0, 2**60),
+        "teach": st.fixed_dictionaries({}, optional={"temperature": st.floats(0.01, 5), "model": st.text()}),
+        "screen": st.fixed_dictionaries({}, optional={"entities": st.lists(st.text(), max_size=3)}),
+        "student": st.fixed_dictionaries({}, optional={
+            "target_modules": st.just("all-linear") | st.lists(st.text(), max_size=3),
+            "learning_rate": st.floats(1e-9, 0.99)}),
+    },
+)  # fmt: skip
+
+
+@given(VALID)
+def test_a_recipe_survives_json(data: dict[str, Any]) -> None:
+    recipe = parse_recipe(data, Path("/recipes/some.yaml"))
+    stored = json.dumps(recipe.model_dump(mode="json"))
+    assert parse_recipe(json.loads(stored), Path("/runs/some/run.json")) == recipe
