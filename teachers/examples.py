@@ -167,7 +167,7 @@ def _typicality(records: Sequence[PrivateRecord], task: Task) -> _Typicality | N
 
 def _fitting(drafts: list[Draft], label: str | None, typical: _Typicality | None) -> list[Draft]:
     """The drafts the classifier takes for their own label, the most typical first."""
-    if typical is None or label not in typical.model.classes_ or not drafts:
+    if typical is None or label is None or label not in typical.model.classes_ or not drafts:
         return drafts
     chance = 1 / len(typical.model.classes_)
     scores = typical.of([draft.prompt for draft in drafts], label)

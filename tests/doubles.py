@@ -60,10 +60,10 @@ class HonestTeacher(_Double):
 
 
 class CopyingTeacher(_Double):
-    """Gives away its references word for word."""
+    """Gives away its references, with a word of its own at the end: an exact copy no screen lets through."""
 
     def write(self, prompt: str, draw: random.Random) -> str:
         if prompt.endswith("Advice:"):
             return draw.choice([line for line in prompt.splitlines() if line.startswith("- ")])
         blocks = [block.partition("\n")[2].strip() for block in prompt.split(STOP)[1:-1]]
-        return draw.choice(blocks)
+        return f"{draw.choice(blocks)} {draw.choice(_FILL)}"

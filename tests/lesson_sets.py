@@ -21,9 +21,7 @@ def signed(key: SiloKey, texts: Iterable[tuple[str, str]], *, kind: Literal["exa
 
 def verified(lessons: LessonSet, key: SiloKey, folder: Path) -> LessonSet:
     """The same lessons by the ordinary way in: saved, and loaded with every signature checked."""
-    return LessonSet.load(
-        lessons.save(folder / "lessons.jsonl"), "run", dict.fromkeys(_silos(lessons), key.public_hex)
-    )
+    return LessonSet.load(lessons.save(folder / "lessons.jsonl"), "run", dict.fromkeys(_silos(lessons), key.public_hex))
 
 
 def _silos(lessons: LessonSet) -> set[str]:

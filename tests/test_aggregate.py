@@ -123,7 +123,7 @@ def test_lessons_of_several_silos_pass_verification(key: SiloKey, tmp_path: Path
     assert len(lessons.select(chosen)) == 6
 
 
-# ---- votes -----------------------------------------------------------------------------------------------------------
+# ---- votes ----------------------------------------------------------------------------------------------------------
 
 WRITTEN = [
     ("The football match ended in a draw after extra time.", "news"),

@@ -57,7 +57,7 @@ def sound(metric: Metric, n: int) -> bool:
     return metric.measured and 0 <= metric.ci_low <= metric.value <= metric.ci_high <= 1 and metric.n == n
 
 
-# ---- who is shown -----------------------------------------------------------------------------------------------------
+# ---- who is shown ---------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from(["ham", "spam", "news"])), st.integers(0, 5), st.integers(0, 99))
@@ -94,7 +94,7 @@ def test_the_shots_are_not_sorted_by_label() -> None:
     assert len(orders) > 4
 
 
-# ---- measured on a real (tiny) model ----------------------------------------------------------------------------------
+# ---- measured on a real (tiny) model --------------------------------------------------------------------------------
 
 
 def test_classification_is_measured_with_intervals(tiny: tuple[Any, Any]) -> None:
@@ -156,16 +156,14 @@ def test_the_model_gets_instruction_and_shots(tiny: tuple[Any, Any], monkeypatch
     assert only["bias"] is None
 
 
-# ---- calibration ------------------------------------------------------------------------------------------------------
+# ---- calibration ----------------------------------------------------------------------------------------------------
 
 
 def biased(monkeypatch: pytest.MonkeyPatch, bias: float) -> None:
     """In place of a model: it sees what a text is, and likes `spam` better by `bias` whatever it sees."""
 
     def scores(model: Any, tokenizer: Any, prompts: Any, labels: Sequence[str], *_: Any, **__: Any) -> np.ndarray:
-        raw = [
-            [float("meeting" in one[-1]["content"]), float("prize" in one[-1]["content"]) + bias] for one in prompts
-        ]
+        raw = [[float("meeting" in one[-1]["content"]), float("prize" in one[-1]["content"]) + bias] for one in prompts]
         table = np.array(raw)
         return np.asarray(table - np.logaddexp.reduce(table, axis=1, keepdims=True))
 
@@ -193,7 +191,7 @@ def test_calibration_leaves_an_even_model_alone(tiny: tuple[Any, Any], monkeypat
         assert by_name(metrics)["accuracy.m"].value == 1
 
 
-# ---- TF-IDF and scores ------------------------------------------------------------------------------------------------
+# ---- TF-IDF and scores ----------------------------------------------------------------------------------------------
 
 
 def test_tfidf_learns_the_lessons() -> None:

@@ -105,7 +105,7 @@ def test_the_doubles_write_instructions() -> None:
     assert any("private text" in draft.prompt for draft in write(CopyingTeacher()))
 
 
-# ---- the choice -------------------------------------------------------------------------------------------------------
+# ---- the choice -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,11 @@ class TransformersEngine:
                 alive = [alive[i] for i in going]
             mask = torch.cat([mask, own.expand(len(alive), -1, -1, -1)], -1)
             output = self.model(
-                input_ids=drawn, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+                input_ids=drawn,
+                attention_mask=_additive(mask, self.model.dtype),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
             )
             position = position + 1
             logits = output.logits.flatten(0, 1)
@@ -126,6 +130,13 @@ class TransformersEngine:
         ids = getattr(config, "eos_token_id", None)
         listed = ids if isinstance(ids, list) else [ids]
         return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the attention scores: eager attention would add a boolean mask as 0 and 1."""
+    import torch
+
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
