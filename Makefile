@@ -33,7 +33,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@ls benchmarks/*.py
+	$(BIN)/python benchmarks/decode.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -30,8 +30,9 @@ class Example(Frozen):
     """One prompt and its completion; for `classification` the completion is the label."""
 
     id: str
-    prompt: str
-    completion: str
+    # it may be a private record's: its repr, as it would stand in a traceback or a log, shows no text
+    prompt: str = Field(repr=False)
+    completion: str = Field(repr=False)
 
     def messages(self, instruction: str | None = None) -> list[dict[str, str]]:
         """The example as chat messages, with the instruction (if any) as system prompt."""

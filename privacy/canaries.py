@@ -24,7 +24,7 @@ from typing import Literal, NoReturn
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.schema import AttackConfig, Task
 from tutelage.configs.store import read_jsonl, write_jsonl
-from tutelage.privacy.vault import PrivateRecord, _inside_vault
+from tutelage.privacy.vault import PrivateRecord, inside_vault
 
 _THINGS = (
     "basket", "blanket", "bottle", "bucket", "candle", "carpet", "compass", "cushion", "drum", "envelope", "feather",
@@ -202,7 +202,7 @@ def write_canaries(path: Path, canaries: list[Canary]) -> Path:
     Raises:
         PrivacyError: the path is not inside a `vault` folder.
     """
-    _inside_vault(path)
+    inside_vault(path)
     return write_jsonl(path, [canary._row() for canary in canaries])
 
 
@@ -212,7 +212,7 @@ def read_canaries(path: Path) -> list[Canary]:
     Raises:
         PrivacyError: the path is not inside a `vault` folder.
     """
-    _inside_vault(path)
+    inside_vault(path)
     return [Canary(**row) for row in read_jsonl(path)]
 
 

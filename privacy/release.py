@@ -25,7 +25,7 @@ from tutelage.configs.store import canonical_json, digest, write_atomic, write_j
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.scrub import PLACEHOLDER, Scrubber
 from tutelage.privacy.similarity import near_duplicate_groups, words
-from tutelage.privacy.vault import PrivateRecord, _inside_vault
+from tutelage.privacy.vault import PrivateRecord, inside_vault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def write_drafts(path: Path, drafts: Sequence[Draft]) -> Path:
     Raises:
         PrivacyError: the path is not inside a `vault` folder.
     """
-    _inside_vault(path)
+    inside_vault(path)
     return write_jsonl(path, [asdict(draft) for draft in drafts])
 
 
@@ -73,7 +73,7 @@ def read_drafts(path: Path) -> list[Draft]:
         PrivacyError: the path is not inside a `vault` folder.
         UserError: a line is not a draft.
     """
-    _inside_vault(path)
+    inside_vault(path)
     drafts = []
     for number, row in _rows(path):
         try:
@@ -104,7 +104,7 @@ class SiloKey:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        _inside_vault(path)
+        inside_vault(path)
         if path.exists():
             raise UserError("this silo has a key already", file=path, remedy="load it, or take a new run folder")
         private = Ed25519PrivateKey.generate()
@@ -125,7 +125,7 @@ class SiloKey:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-        _inside_vault(path)
+        inside_vault(path)
         try:
             private = load_pem_private_key(path.read_bytes(), password=None)
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Private records: held in memory and under a run's vault/, and hard to let slip.
 
-A `PrivateRecord` shows its id and length but never its text, refuses to be pickled (so it cannot ride a task
+A `PrivateRecord` shows its length but never its text, refuses to be pickled (so it cannot ride a task
 queue or a result store) and has no `__str__` of its content. `.example()` and `.text` are the deliberate ways in.
 """
 
@@ -52,17 +52,23 @@ def write_records(path: Path, records: list[PrivateRecord]) -> Path:
     Raises:
         PrivacyError: the path is not inside a `vault` folder.
     """
-    _inside_vault(path)
+    inside_vault(path)
     rows: list[dict[str, Any]] = [r.example().model_dump() for r in records]
     return write_jsonl(path, rows)
 
 
 def read_records(path: Path) -> list[PrivateRecord]:
     """Read back what `write_records` wrote."""
-    _inside_vault(path)
+    inside_vault(path)
     return [PrivateRecord(**row) for row in read_jsonl(path)]
 
 
-def _inside_vault(path: Path) -> None:
-    if "vault" not in path.resolve().parts:
+def inside_vault(path: Path) -> None:
+    """Refuse a path that is not inside a run's vault.
+
+    Raises:
+        PrivacyError: of the folders named `vault` and `release` above it, the nearest is not `vault`.
+    """
+    nearest = next((part for part in reversed(path.resolve().parts[:-1]) if part in ("vault", "release")), None)
+    if nearest != "vault":
         raise PrivacyError("private records are kept inside a run's vault/ only")

@@ -21,6 +21,7 @@ from tutelage.configs.models import load_model
 from tutelage.configs.records import CurvePoint, Example
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import canonical_json, digest
+from tutelage.privacy.vault import PrivateRecord, inside_vault
 from tutelage.students import chat
 from tutelage.students.loop import Row, Trainer, copied
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tutelage.privacy.release import LessonSet
-    from tutelage.privacy.vault import PrivateRecord
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def train_upper_line(
     Raises:
         PrivacyError: `out` is not inside a `vault` folder.
     """
-    if "vault" not in out.resolve().parts:
-        raise PrivacyError("a student of private records is kept inside a run's vault/ only")
+    inside_vault(out)
     return _fit([record.example() for record in records], instruction, base, out, config, seed, progress, base_name)
 
 

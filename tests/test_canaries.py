@@ -142,9 +142,9 @@ def test_no_name_or_number_for_screening_to_find():
 def test_screening_leaves_secrets_alone():
     screen = ScreenConfig()
     rng = random.Random(0)
-    texts = [module._secret(rng.choice(module._FORMS), rng.randrange(module._SPACE)) + "." for _ in range(200)]
+    texts = [module._secret(rng.choice(module._FORMS), rng.randrange(module._SPACE)) + "." for _ in range(100)]
     scrubbed = Scrubber(screen.entities, screen.pii_score).scrub_many(texts)
-    assert sum(before != after.text for before, after in zip(texts, scrubbed, strict=True)) <= 4
+    assert sum(before != after.text for before, after in zip(texts, scrubbed, strict=True)) <= 2
 
 
 @pytest.fixture

@@ -285,9 +285,7 @@ def test_a_folder_with_other_things_is_not_taken(tmp_path: Path, call: Callable[
 
 @pytest.mark.parametrize("command", ["resume", "report"])
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"run_id": "x"}'])
-def test_a_folder_that_is_no_run(
-    command: str, content: str | None, tmp_path: Path, call: Callable[..., Shown]
-) -> None:
+def test_a_folder_that_is_no_run(command: str, content: str | None, tmp_path: Path, call: Callable[..., Shown]) -> None:
     root = tmp_path / "run"
     root.mkdir()
     if content is not None:

@@ -39,9 +39,7 @@ def mails(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     records = load_mails(mail_package, 240)
     draw.shuffle(records)
     chosen = [
-        record
-        for label in ("spam", "ham")
-        for record in [r for r in records if r.completion == label][: PLANTED + 80]
+        record for label in ("spam", "ham") for record in [r for r in records if r.completion == label][: PLANTED + 80]
     ]
     draw.shuffle(chosen)
     secrets = [f"zq{draw.getrandbits(60):015x}" for _ in range(PLANTED)]
@@ -156,9 +154,7 @@ def test_no_planted_string_leaves_the_vault(honest_run: tuple[Path, int, str], m
     root, _, printed = honest_run
     secrets = [secret.encode() for secret in mails[1]]
     vault = b"".join(path.read_bytes() for path in files_below(root / "vault"))
-    assert sum(secret in vault for secret in secrets) > 60, (
-        "the strings must be in the vault for this to mean anything"
-    )
+    assert sum(secret in vault for secret in secrets) > 60, "the strings must be in the vault for this to mean anything"
     outside = [path for path in files_below(root.parent) if (root / "vault") not in path.parents]
     searched = [*outside, *files_below(PREFECT_HOME)]
     assert any(path.suffix == ".db" for path in searched)
@@ -233,7 +229,8 @@ def kill_and_resume(
     import shutil
 
     monkeypatch.setattr(stages, "_engine", lambda *_: HonestTeacher())
-    recipe = parse_recipe(recipe_for(data, model))
+    quick = {"originals": stops is None, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
+    recipe = parse_recipe(recipe_for(data, model, measure=quick))
     # canary coins and keys come from the operating system, so both runs must start from one preparation
     whole, broken = folder / "whole", folder / "broken"
     run = create_run(recipe, whole)
@@ -262,17 +259,23 @@ def kill_and_resume(
     assert release_digests(open_run(broken)) == expected
 
 
-def test_a_finished_run_is_not_redone(honest_run: tuple[Path, int, str]) -> None:
+def test_a_finished_run_is_not_redone(
+    honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, _, _ = honest_run
+    monkeypatch.setattr(stages, "_engine", lambda *_: pytest.fail("a finished stage was run again"))
     before = {path: path.stat().st_mtime_ns for path in files_below(root) if path.suffix in (".json", ".jsonl")}
-    done = drive("honest", "resume", str(root))
-    assert done.returncode == 0
-    assert done.stderr.count("done before") == len(files_below(root / "stages"))
+    assert call(monkeypatch, "resume", str(root)) == 0
+    assert capsys.readouterr().err.count("done before") == len(files_below(root / "stages"))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_changed_file_is_noticed_and_made_again(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+def test_a_changed_file_is_noticed_and_made_again(
+    honest_run: tuple[Path, int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
+
+    monkeypatch.setattr(stages, "_engine", lambda *_: HonestTeacher())
 
     root = tmp_path / "run"
     shutil.copytree(honest_run[0], root)
@@ -283,7 +286,7 @@ def test_a_changed_file_is_noticed_and_made_again(honest_run: tuple[Path, int, s
     keys = json.loads((root / "release" / "public_keys.json").read_text())
     with pytest.raises(Exception, match="signature"):
         LessonSet.load(lessons, run.id, keys)
-    assert drive("honest", "resume", str(root)).returncode == 0
+    assert call(monkeypatch, "resume", str(root)) == 0
     assert lessons.read_bytes() == good
 
 

@@ -43,9 +43,7 @@ def corpus(groups: Sequence[str]) -> list[PrivateRecord]:
     ]
 
 
-def deal(
-    records: list[PrivateRecord], silo_of: dict[str, str] | None = None, seed: int = 0, **given: Any
-) -> Partition:
+def deal(records: list[PrivateRecord], silo_of: dict[str, str] | None = None, seed: int = 0, **given: Any) -> Partition:
     data = DataConfig(**{"silos": 2, "test_records": 10, "nonmember_records": 4, **given})
     return partition(Loaded(records, silo_of or {}), data, MAIL, seed, min_per_label=1)
 

@@ -73,9 +73,7 @@ def test_the_times_add_up(made: Plan) -> None:
     assert made.memory_gib > 1
 
 
-def test_more_rounds_and_no_upper_line_change_the_cost_as_they_should(
-    made: Plan, data: Path, tiny_model: Path
-) -> None:
+def test_more_rounds_and_no_upper_line_change_the_cost_as_they_should(made: Plan, data: Path, tiny_model: Path) -> None:
     recipe = recipe_for(data, tiny_model)
     once = plan(parse_recipe({**recipe, "rounds": 1, "measure": {"originals": False}}))
     assert made.prompts == 2 * once.prompts

@@ -59,9 +59,7 @@ def report_of(adapter: Path, passed: bool = True) -> RoundReport:
         protection="Screened, no formal guarantee.",
         instruction="Say which it is.\n---\n# not a heading",
         silos=(
-            SiloCounts(
-                silo="silo-0", records=9, prompts=4, drafts=8, malformed=0, dropped={}, replaced={}, released=8
-            ),
+            SiloCounts(silo="silo-0", records=9, prompts=4, drafts=8, malformed=0, dropped={}, replaced={}, released=8),
         ),
         lessons_per_class={"ham": 4, "spam": 4},
         topics_next={"ham": 0.5, "spam": 0.5},

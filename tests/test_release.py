@@ -83,9 +83,7 @@ def door(key: SiloKey, scrubber: Scrubber) -> Callable[..., Released]:
 
 
 def test_good_drafts_become_signed_lessons(door: Callable[..., Released], key: SiloKey, tmp_path: Path) -> None:
-    released = door(
-        draft(GARDEN), draft(PRIZE, "spam"), draft("Label each e-mail as ham or spam.", "", "instruction")
-    )
+    released = door(draft(GARDEN), draft(PRIZE, "spam"), draft("Label each e-mail as ham or spam.", "", "instruction"))
     assert released.dropped == {}
     assert [(one.kind, one.prompt, one.completion) for one in released.lessons] == [
         ("example", GARDEN, "ham"),

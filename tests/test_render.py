@@ -192,9 +192,7 @@ def test_every_draft_is_in_the_bars_and_in_the_table() -> None:
     assert dropped == pytest.approx(100 * (6 + 4 + 2) / silo.drafts, abs=0.01)
     assert malformed == pytest.approx(100 * silo.malformed / silo.drafts, abs=0.01)
     table = page.find("caption", string="Screening by silo, counts").parent
-    rows = {
-        row.th.get_text(): [int(td.get_text()) for td in row.find_all("td")] for row in table.tbody.find_all("tr")
-    }
+    rows = {row.th.get_text(): [int(td.get_text()) for td in row.find_all("td")] for row in table.tbody.find_all("tr")}
     assert rows["Drafts"] == [512, 128, 128, 128, 128]
     assert rows["Not kept"] == [208, 52, 52, 52, 52]
     assert rows["Dropped: common run"] == [30, 6, 7, 8, 9]
@@ -350,9 +348,7 @@ def test_browser_shows_the_page(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     dom = BeautifulSoup(chromium("--dump-dom"), "html.parser")
-    assert [h.get_text() for h in dom.find_all("h2")] == [
-        h.get_text() for h in soup(REPORTS["rounds"]).find_all("h2")
-    ]
+    assert [h.get_text() for h in dom.find_all("h2")] == [h.get_text() for h in soup(REPORTS["rounds"]).find_all("h2")]
 
     import matplotlib.image
 

@@ -311,9 +311,7 @@ def test_a_silo_that_cannot_be_a_folder(name: Any, tmp_path: Path) -> None:
 def test_a_damaged_parquet(damage: str, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [{"text": f"{SECRET} {i}", "label": "ham"} for i in range(2000)])
     raw = bytearray(path.read_bytes())
-    where = {"head": slice(0, 300), "middle": slice(40, 400), "foot": slice(-60, None), "empty": slice(0, None)}[
-        damage
-    ]
+    where = {"head": slice(0, 300), "middle": slice(40, 400), "foot": slice(-60, None), "empty": slice(0, None)}[damage]
     raw[where] = b"" if damage == "empty" else b"\xff" * len(raw[where])
     path.write_bytes(raw)
     assert "Parquet" in refused(path).problem

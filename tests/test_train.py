@@ -296,9 +296,7 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
 
 def test_a_student_is_trained_on_example_lessons(base: Path, tmp_path: Path) -> None:
     shared: dict[str, Any] = {"silo": "silo-0", "round": 1, "prompt_version": "1", "signature": ""}
-    lessons = [
-        Lesson(kind="example", id=e.id, prompt=e.prompt, completion=e.completion, **shared) for e in examples()
-    ]
+    lessons = [Lesson(kind="example", id=e.id, prompt=e.prompt, completion=e.completion, **shared) for e in examples()]
     lessons.append(Lesson(kind="instruction", id="i", prompt="Sort them.", completion="", **shared))
     result = train.train_student(
         release.LessonSet(lessons, "run", release._SEAL),
