@@ -50,9 +50,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         expanded = _expand(data, path)
     except RecursionError:
-        raise UserError(
-            "nested without end", file=path, remedy="remove the YAML alias that contains itself"
-        ) from None
+        raise UserError("nested without end", file=path, remedy="remove the YAML alias that contains itself") from None
     return parse_recipe(expanded, path)
 
 

@@ -291,9 +291,7 @@ def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
     at = f"round-{round}/"
-    metrics = [
-        Metric(**row) for name in ("measure", "upper_line", "attack") for row in run.facts(at + name)["metrics"]
-    ]
+    metrics = [Metric(**row) for name in ("measure", "upper_line", "attack") for row in run.facts(at + name)["metrics"]]
     metrics += overlap_audit.combine({silo: run.facts(f"{at}audit_silo-{silo}")["overlap"] for silo in run.silos})
     aggregated, learned, records = (
         run.facts(at + "aggregate"),

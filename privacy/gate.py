@@ -64,9 +64,7 @@ def _apply(rule: GateRule, metrics: Mapping[str, Metric], counts: Mapping[str, i
         passed = observed >= rule.value if rule.op == ">=" else observed <= rule.value
         passed = passed and math.isfinite(observed)  # two finite figures may differ by more than a float holds
         reason = f"{observed:.4g} {'meets' if passed else 'does not meet'} {rule.op} {rule.value:g}"
-    return RuleOutcome(
-        rule=rule_in_words(rule), observed=observed, threshold=rule.value, passed=passed, reason=reason
-    )
+    return RuleOutcome(rule=rule_in_words(rule), observed=observed, threshold=rule.value, passed=passed, reason=reason)
 
 
 def _obstacle(name: str, bound: str, metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> str | None:

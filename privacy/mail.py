@@ -51,9 +51,7 @@ _FOOTER = re.compile(
 # Styles and scripts can fill most of a page; their content is never text, and dropping them early halves the parsing.
 _INVISIBLE = re.compile(r"<!--.*?-->|<(style|script|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 # Only these tags separate words: `V<b>i</b>agra` is one word, `one<br>two` is two.
-_BLOCK_TAG = re.compile(
-    r"<(?=/?(?:br|p|div|t[dhr]|table|li|[uod]l|d[dt]|h[1-6r]|center|option|body)\b)", re.IGNORECASE
-)
+_BLOCK_TAG = re.compile(r"<(?=/?(?:br|p|div|t[dhr]|table|li|[uod]l|d[dt]|h[1-6r]|center|option|body)\b)", re.IGNORECASE)
 _HTML_CHARS_PER_TEXT_CHAR = 40
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f\xad\u200b-\u200f\ufeff]")
 

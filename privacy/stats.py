@@ -126,9 +126,7 @@ def auc(positives: Sequence[float], negatives: Sequence[float]) -> tuple[float, 
 def missing_metric(name: str, *, n: int = 0, internal: bool = False) -> Metric:
     """A figure that could not be measured: NaN, which every gate rule refuses."""
     nan = math.nan
-    return Metric(
-        name=name, value=nan, ci_low=nan, ci_high=nan, n=n, interval="none: not measured", internal=internal
-    )
+    return Metric(name=name, value=nan, ci_low=nan, ci_high=nan, n=n, interval="none: not measured", internal=internal)
 
 
 def share_metric(name: str, k: int, n: int, *, internal: bool = False, exact: bool = False, note: str = "") -> Metric:
@@ -176,9 +174,7 @@ def mean_metric(
     )
 
 
-def auc_metric(
-    name: str, positives: Sequence[float], negatives: Sequence[float], *, internal: bool = False
-) -> Metric:
+def auc_metric(name: str, positives: Sequence[float], negatives: Sequence[float], *, internal: bool = False) -> Metric:
     """An area under the ROC curve with its interval; see `auc`."""
     area, low, high = auc(positives, negatives)
     n = len(positives) + len(negatives)
@@ -191,9 +187,7 @@ def point_metric(name: str, value: float, n: int, what: str, *, internal: bool =
     """A figure that has no interval; `what` says why: `a maximum`, `a count`, `a p-value`."""
     if math.isnan(value):
         return missing_metric(name, n=n, internal=internal)
-    return Metric(
-        name=name, value=value, ci_low=value, ci_high=value, n=n, interval=f"none: {what}", internal=internal
-    )
+    return Metric(name=name, value=value, ci_low=value, ci_high=value, n=n, interval=f"none: {what}", internal=internal)
 
 
 def max_metric(name: str, values: Sequence[float], *, internal: bool = False) -> Metric:

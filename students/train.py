@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +100,22 @@ def train_upper_line(
     return _fit([record.example() for record in records], instruction, base, out, config, seed, progress, base_name)
 
 
-def load_student(
-    base: Path, adapter: Path, dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_student(base: Path, adapter: Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with an adapter merged into it (no cost at inference), and the tokenizer."""
     from peft import PeftModel
 
     model, tokenizer = load_model(base, dtype)
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore
+    with _quiet():
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore
     return merged.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft asks transformers under a name that it is giving up: a warning nobody here can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _fit(
@@ -178,7 +186,8 @@ def _adapt(model: PreTrainedModel, config: StudentConfig) -> Any:
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        return get_peft_model(model, lora)
+        with _quiet():
+            return get_peft_model(model, lora)
     except ValueError:
         raise UserError(
             "the base model has no modules of these names", key="student.target_modules", remedy="use `all-linear`"

@@ -66,11 +66,11 @@ def test_planting(seed, count, copies, candidates, max_chars, task, text):
         assert len(set(texts)) == len(set(canary.candidates)) == candidates
         assert len({len(candidate.split()) for candidate in canary.candidates}) == 1
         carriers = [t.removeprefix(f"{canary._other}\n\n") if task is QUESTIONS else t for t in texts]
-        assert max(map(len, carriers)) <= max_chars
+        assert all(one.endswith(f"{candidate}.") for one, candidate in zip(carriers, canary.candidates, strict=True))
         record = canary.record("x")
         carrying = record.completion if task is QUESTIONS else record.text
-        assert carrying == carriers[canary.index]
-        assert canary.secret in carrying
+        assert carrying.startswith(carriers[canary.index])
+        assert len(carrying) <= max_chars
 
 
 def test_carrier_is_the_silos_own_text_around_the_secret():

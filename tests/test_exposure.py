@@ -56,7 +56,7 @@ def with_both_sides(canaries: list[Canary]) -> list[Canary]:
 def memoriser(canaries: Sequence[Canary], strength: float = 100.0, seed: int = 0) -> Callable[..., np.ndarray]:
     """Scores of a model that saw the members' texts, over noise."""
     rng = np.random.default_rng(seed)
-    seen = {canary.record("x").text for canary in canaries if canary.member}
+    seen = {canary.texts()[canary.index] for canary in canaries if canary.member}
     return lambda texts: rng.normal(size=len(texts)) + [strength * (text in seen) for text in texts]
 
 
