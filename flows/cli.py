@@ -30,6 +30,7 @@ _QUIET = {
     # the embedded server: loopback, patient, and silent; what went wrong is said once, by us
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     # OpenMP threads wait 10,000 spins (not forever, not never) for each other: as fast as spinning on an idle
     # machine, and many times faster on a busy one
