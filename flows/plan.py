@@ -11,8 +11,8 @@ from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.privacy.partition import Partition, partition
 from tutelage.privacy.sources import load_records
 
-# A training step is a forward and a backward pass; measured 2.3 to 2.9 forward passes on two AVX2 cores.
-_TRAIN_FORWARDS = 2.6
+# A training step is a forward and a backward pass; measured 2.9 forward passes on two AVX2 cores.
+_TRAIN_FORWARDS = 2.9
 # Loading libraries and models, embedding, screening, reporting.
 _FIXED_S = 60.0
 _EMBEDDINGS_PER_S = 25.0
