@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -280,9 +279,7 @@ def main() -> None:
             _fail(str(error), None, 1)
         if disk_is_full(error):
             _fail("the disk is full", "free some space, then try again", 2)
-        # Where it happened, without the message: a library's message may quote a record.
-        traceback.print_tb(error.__traceback__)
-        _fail(f"unexpected {type(error).__name__}; its message is withheld, it may quote private text", None, 1)
+        raise
 
 
 def _fail(message: str, remedy: str | None, code: int) -> None:
