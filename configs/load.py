@@ -63,16 +63,45 @@ def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
     source = recipe.data.records
     if source.source == "files" and "\0" in str(source.path):
         raise UserError("a path cannot hold a NUL character", file=path, key="data.records.path", remedy="remove it")
-    if source.source == "files" and path is not None and not source.path.is_absolute():
-        # A relative data path is relative to the recipe, so a recipe folder can be moved as a whole.
-        source = source.model_copy(update={"path": (path.parent / source.path).resolve()})
+    return recipe if path is None else _beside(recipe, path.parent)
+
+
+def _beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its relative paths taken from its own folder, so that the folder can be moved as a whole."""
+    source = recipe.data.records
+    if source.source == "files" and not source.path.is_absolute():
+        source = source.model_copy(update={"path": (folder / source.path).resolve()})
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"records": source})})
-    return recipe
+
+    def model(name: str) -> str:
+        return str((folder / name).resolve()) if (folder / name).is_dir() else name
+
+    return recipe.model_copy(
+        update={
+            "teach": recipe.teach.model_copy(update={"model": model(recipe.teach.model)}),
+            "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
+        }
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML as it is safe to load, where a key that is given twice is an error: plain YAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _yaml(text: str, path: Path | None = None, key: str | None = None) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(

@@ -7,11 +7,23 @@ prints the JSON schema.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tutelage.configs.records import Frozen
+
+
+class Section(Frozen):
+    """A part of the recipe that holds numbers."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would read `silos: yes` as 1
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true or false cannot stand here")
+        return value
 
 
 class ClassificationTask(Frozen):
@@ -66,7 +78,7 @@ class FileData(Frozen):
 Source = Annotated[SpamAssassinData | FileData, Field(discriminator="source")]
 
 
-class DataConfig(Frozen):
+class DataConfig(Section):
     """Where the private records come from and how they are dealt out."""
 
     records: Source = SpamAssassinData()
@@ -82,10 +94,10 @@ class DataConfig(Frozen):
     max_record_bytes: int = Field(1_000_000, ge=1_000)
     """A single text larger than this is refused as a mistake."""
     near_duplicate_jaccard: float = Field(0.7, gt=0, le=1)
-    """Records at least this similar (word 3-gram Jaccard, MinHash) stay on one side of every border."""
+    """Records at least this similar (Jaccard index of word 3-grams) stay on one side of every border."""
 
 
-class TeachConfig(Frozen):
+class TeachConfig(Section):
     """How a silo's teacher writes drafts."""
 
     engine: Literal["transformers"] = "transformers"
@@ -106,12 +118,12 @@ class TeachConfig(Frozen):
     batch_rows: int = Field(64, ge=1)
     """Texts decoded together."""
     max_retries: int = Field(1, ge=0, le=10)
-    """How often the prompts whose drafts were all malformed are sampled again."""
+    """How often a prompt none of whose drafts fits is sampled again."""
     instruction: Literal["teacher", "description"] = "teacher"
     """`teacher`: the silo's teacher words one; `description`: use the task's public description."""
 
 
-class ScreenConfig(Frozen):
+class ScreenConfig(Section):
     """What is replaced and what is dropped before a draft may become a lesson."""
 
     entities: tuple[str, ...] = (
@@ -126,20 +138,20 @@ class ScreenConfig(Frozen):
     max_ngram_share: float = Field(0.2, ge=0, le=1)
     """Largest share of a draft's word n-grams that may occur in its silo's records."""
     max_jaccard: float = Field(0.5, gt=0, le=1)
-    """MinHash near-duplicate of a silo record at or above this: dropped."""
+    """Near-duplicate of a silo record (Jaccard index of word 3-grams) at or above this: dropped."""
     max_cosine: float = Field(0.92, gt=0, le=1)
     """Semantic neighbour (sentence embedding) of a silo record at or above this: dropped."""
     min_words: int = Field(6, ge=1)
 
 
-class AggregateConfig(Frozen):
+class AggregateConfig(Section):
     """How several silos' lessons become one set, the same number per class."""
 
     method: Literal["random", "vote"] = "vote"
     lessons_per_class: int = Field(48, ge=2)
 
 
-class StudentConfig(Frozen):
+class StudentConfig(Section):
     """The LoRA student. Guidance: rank 8-32, learning rate 1e-4 to 1e-3 for a 135M base."""
 
     base: str = "smollm2-135m-instruct"
@@ -163,7 +175,7 @@ class StudentConfig(Frozen):
     checkpoint_every_steps: int = Field(20, ge=1)
 
 
-class MeasureConfig(Frozen):
+class MeasureConfig(Section):
     """What the student is compared with."""
 
     few_shot_per_label: int = Field(2, ge=1)
@@ -175,7 +187,7 @@ class MeasureConfig(Frozen):
     """Public texts for the forgetting check."""
 
 
-class AttackConfig(Frozen):
+class AttackConfig(Section):
     """The attacks of every round."""
 
     canaries: int = Field(8, ge=2)
@@ -185,7 +197,7 @@ class AttackConfig(Frozen):
     """Size of the set each canary's secret is ranked in."""
 
 
-class GateRule(Frozen):
+class GateRule(Section):
     """`metric (bound) [- minus] op value`. A missing or NaN figure refuses."""
 
     metric: str
@@ -196,11 +208,11 @@ class GateRule(Frozen):
     value: float = Field(allow_inf_nan=False)
 
 
-class GateConfig(Frozen):
+class GateConfig(Section):
     rules: tuple[GateRule, ...] = Field(min_length=1)
 
 
-class Recipe(Frozen):
+class Recipe(Section):
     """One run: everything that decides its result."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")

@@ -74,9 +74,30 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read back what `write_jsonl` wrote. (For users' files see privacy/sources.py, which checks each row.)"""
-    # Split at line feeds only: str.splitlines would also cut at U+2028 inside a text.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """Read back what `write_jsonl` wrote. (Users' files are read by privacy/sources.py, which checks each value.)
+
+    Raises:
+        UserError: the file is missing or damaged; its content is not quoted.
+    """
+    try:
+        # Split at line feeds only: str.splitlines would also cut at U+2028 inside a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError("there is no such file", file=path, remedy="run the stage that writes it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="restore the file") from None
+    if not lines[-1]:
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError("this line is not a JSON object", file=path, row=number, remedy="restore the file")
+        rows.append(row)
+    return rows
 
 
 class RunDir:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 REFUSED = 3
 INTERRUPTED = 130
+SHOW_MESSAGES = "TUTELAGE_SHOW_MESSAGES"
 _QUIET = {
     # nothing phones home
     "DO_NOT_TRACK": "1",
@@ -279,10 +281,22 @@ def main() -> None:
             _fail(str(error), None, 1)
         if disk_is_full(error):
             _fail("the disk is full", "free some space, then try again", 2)
-        raise
+        _defect(error)
 
 
-def _fail(message: str, remedy: str | None, code: int) -> None:
+def _defect(error: Exception) -> NoReturn:
+    """Show where an unexpected error happened. Its message may quote a record, so it stays unsaid unless asked for."""
+    if os.environ.get(SHOW_MESSAGES):
+        raise error
+    traceback.print_tb(error.__traceback__)
+    _fail(
+        f"a defect: {type(error).__name__}, at the last of the lines above",
+        f"report it with those lines; {SHOW_MESSAGES}=1 shows its message, which may quote private text",
+        1,
+    )
+
+
+def _fail(message: str, remedy: str | None, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     if remedy:
         print(f"  try: {remedy}", file=sys.stderr)

@@ -22,9 +22,11 @@ from tutelage.flows import layout
 from tutelage.flows.stage import Run, stage
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import exposure, overlap_audit
+from tutelage.privacy.drafts import read_drafts, write_drafts
+from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.partition import partition
-from tutelage.privacy.release import LessonSet, SiloKey, read_drafts, release, write_drafts
+from tutelage.privacy.release import LessonSet, release
 from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records

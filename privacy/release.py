@@ -7,149 +7,32 @@ function that takes a `LessonSet` cannot be handed unscreened text.
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
-from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.errors import PrivacyError
 from tutelage.configs.records import Lesson
 from tutelage.configs.schema import ScreenConfig
-from tutelage.configs.store import canonical_json, digest, write_atomic, write_jsonl
+from tutelage.configs.store import canonical_json, digest, read_jsonl, write_jsonl
+from tutelage.privacy.control_tokens import without_control_tokens
+from tutelage.privacy.drafts import Draft
+from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.scrub import PLACEHOLDER, Scrubber
 from tutelage.privacy.similarity import near_duplicate_groups, words
-from tutelage.privacy.vault import PrivateRecord, inside_vault
+from tutelage.privacy.vault import PrivateRecord
 
 if TYPE_CHECKING:
     import numpy as np
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_CONTROL_TOKEN = re.compile(r"<\|[^|>]*\|>")
 _SEAL = object()
 """Held by this module only: the proof that a `LessonSet` is made from released or verified lessons."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Draft:
-    """What a teacher wrote, not yet screened: as private as the records behind it."""
-
-    id: str
-    kind: Literal["example", "instruction"]
-    prompt: str
-    completion: str
-    prompt_version: str
-
-    def __repr__(self) -> str:
-        return f"<Draft {len(self.prompt) + len(self.completion)} chars, redacted>"
-
-    def __reduce__(self) -> NoReturn:
-        raise PrivacyError("a draft must not be pickled: pass its file's path instead")
-
-    def __getstate__(self) -> NoReturn:
-        raise PrivacyError("a draft must not be pickled: pass its file's path instead")
-
-
-def write_drafts(path: Path, drafts: Sequence[Draft]) -> Path:
-    """Write drafts as JSONL.
-
-    Raises:
-        PrivacyError: the path is not inside a `vault` folder.
-    """
-    inside_vault(path)
-    return write_jsonl(path, [asdict(draft) for draft in drafts])
-
-
-def read_drafts(path: Path) -> list[Draft]:
-    """Read back what `write_drafts` wrote.
-
-    Raises:
-        PrivacyError: the path is not inside a `vault` folder.
-        UserError: a line is not a draft.
-    """
-    inside_vault(path)
-    drafts = []
-    for number, row in _rows(path):
-        try:
-            drafts.append(Draft(**row))
-        except TypeError:
-            raise UserError(
-                "this is not a draft", file=path, row=number, remedy="remove the file, then resume"
-            ) from None
-    return drafts
-
-
-class SiloKey:
-    """A silo's Ed25519 key pair (RFC 8032). Signatures are deterministic: same key, same bytes, same signature."""
-
-    __slots__ = ("_private",)
-
-    def __init__(self, private: Ed25519PrivateKey) -> None:
-        self._private = private
-
-    @classmethod
-    def create(cls, path: Path) -> SiloKey:
-        """Make a key from the operating system's randomness and keep it at `path`, readable by its owner only.
-
-        Raises:
-            PrivacyError: the path is not inside a `vault` folder.
-            UserError: there is a key already; replacing it would void every lesson it signed.
-        """
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        inside_vault(path)
-        if path.exists():
-            raise UserError("this silo has a key already", file=path, remedy="load it, or take a new run folder")
-        private = Ed25519PrivateKey.generate()
-        pem = private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_atomic(path, pem, mode=0o600)
-        return cls(private)
-
-    @classmethod
-    def load(cls, path: Path) -> SiloKey:
-        """Read a key that `create` wrote.
-
-        Raises:
-            PrivacyError: the path is not inside a `vault` folder.
-            UserError: no such file, or it holds no Ed25519 key.
-        """
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        inside_vault(path)
-        try:
-            private = load_pem_private_key(path.read_bytes(), password=None)
-        except FileNotFoundError:
-            raise UserError("this silo has no key", file=path, remedy="create one with SiloKey.create") from None
-        except (ValueError, TypeError):
-            private = None
-        if not isinstance(private, Ed25519PrivateKey):
-            raise UserError("this file holds no Ed25519 key", file=path, remedy="restore it from a copy")
-        return cls(private)
-
-    @property
-    def public_hex(self) -> str:
-        """The public key, 64 hex digits."""
-        return self._private.public_key().public_bytes_raw().hex()
-
-    def sign(self, data: bytes) -> bytes:
-        """The 64-byte signature."""
-        return self._private.sign(data)
-
-    def __repr__(self) -> str:
-        return f"<SiloKey {self.public_hex[:16]}, private half redacted>"
-
-    def __reduce__(self) -> NoReturn:
-        raise PrivacyError("a silo's key must not be pickled: pass its file's path instead")
 
 
 class LessonSet:
@@ -237,7 +120,7 @@ class LessonSet:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
         lessons: dict[str, Lesson] = {}
-        for number, row in _rows(path):
+        for number, row in enumerate(read_jsonl(path), 1):
             refused = f"{path}, row {number}: "
             try:
                 lesson = Lesson.model_validate(row, strict=True)
@@ -254,27 +137,6 @@ class LessonSet:
                 raise PrivacyError(refused + "the signature does not hold") from None
             lessons[lesson.id] = lesson
         return cls(lessons.values(), run_id, _SEAL)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with their row numbers."""
-    try:
-        # Split at line feeds only: str.splitlines would also cut at U+2028 inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError("there is no such file", file=path, remedy="run the stage that writes it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="restore the file") from None
-    for number, line in enumerate(lines, 1):
-        if not line and number == len(lines):
-            return
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError("this line is not a JSON object", file=path, row=number, remedy="restore the file")
-        yield number, row
 
 
 def _payload(fields: dict[str, Any], run_id: str) -> bytes:
@@ -357,10 +219,7 @@ def release(
 def _clean(text: str) -> str:
     """Drop what is invisible or commands a model: format characters, lone surrogates, chat-template tokens."""
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs"))
-    # Again until nothing is left: removing an inner token can put an outer one together.
-    while (shorter := _CONTROL_TOKEN.sub("", text)) != text:
-        text = shorter
-    return text.strip()
+    return without_control_tokens(text).strip()
 
 
 def _scrub(

@@ -147,6 +147,8 @@ def sequence_nll(
 ) -> np.ndarray:
     """Negative log-likelihood of plain texts, in nats; the first token is context only.
 
+    What all texts begin with is run once: pass texts that share a long beginning in a call of their own.
+
     Args:
         model: A causal language model in evaluation mode.
         tokenizer: Its tokenizer.
@@ -163,9 +165,15 @@ def sequence_nll(
     losses = np.full(len(rows), np.nan if reduce == "mean" else 0.0)
     long = [i for i, row in enumerate(rows) if len(row) > 1]
     with torch.inference_mode(), _bar(None, len(long)) as bar:
-        split = [(rows[i][:1], rows[i][1:]) for i in long]
-        scored = _score_rows(model, pad_id(tokenizer), split, NO_PREFIX, batch_rows, bar)
-    for index, logprobs in zip(long, scored, strict=True):
+        pad = pad_id(tokenizer)
+        shared = common_prefix([rows[i] for i in long]) if len(long) > 1 else []
+        start = max(1, len(shared))
+        behind = extend_prefix(model, NO_PREFIX, shared[:-1])
+        (common,) = _score_rows(model, pad, [(shared[:1], shared[1:])], NO_PREFIX, 1, bar) if shared else [np.zeros(0)]
+        split = [(rows[i][behind.length : start], rows[i][start:]) for i in long]
+        scored = _score_rows(model, pad, split, behind, batch_rows, bar)
+    for index, own in zip(long, scored, strict=True):
+        logprobs = np.concatenate([common, own])
         losses[index] = -(logprobs.mean() if reduce == "mean" else logprobs.sum())
     return losses
 

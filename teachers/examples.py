@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
-from tutelage.privacy.release import Draft
+from tutelage.privacy.drafts import Draft
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Engine, Generation, Sampling

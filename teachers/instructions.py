@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 
 from tutelage.configs.schema import Task, TeachConfig
-from tutelage.privacy.release import Draft, LessonSet
+from tutelage.privacy.drafts import Draft
+from tutelage.privacy.release import LessonSet
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, GenerationTask, Task
+from tutelage.privacy.control_tokens import without_control_tokens
 
 VERSION = "2"
 
 STOP = "\n###"
-_CONTROL = re.compile(r"<\|[^|>]*\|>")
 _QUESTION, _ANSWER = "Prompt:", "Completion:"
 _MARKER = re.compile(r"(Prompt|Completion):+")
 
@@ -23,10 +23,7 @@ def defuse(text: str) -> str:
     continued by one more example, so there is no instruction to override; this removes what could end the
     example early or open another chat turn.
     """
-    text = text.replace("#", "")
-    # Again until nothing is left: removing an inner token can put an outer one together.
-    while (shorter := _CONTROL.sub(" ", text)) != text:
-        text = shorter
+    text = without_control_tokens(text.replace("#", ""))
     text = _MARKER.sub(r"\1", text)
     return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
 

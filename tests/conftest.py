@@ -9,6 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is no failure: only the timeout of the whole test counts.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Before anything imports Prefect: its database, results and logs lie where a test can search them all.
 PREFECT_HOME = Path(tempfile.mkdtemp(prefix="tutelage-prefect-"))

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from tutelage.privacy import release
-from tutelage.privacy.release import Draft, LessonSet, SiloKey
+from tutelage.privacy.drafts import Draft
+from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.release import LessonSet
 
 
 def signed(key: SiloKey, texts: Iterable[tuple[str, str]], *, kind: Literal["example", "instruction"] = "example",

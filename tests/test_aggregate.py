@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lesson_sets import signed, verified
 
 from tutelage.configs.schema import AggregateConfig, ClassificationTask, GenerationTask
-from tutelage.privacy.release import LessonSet, SiloKey
+from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.release import LessonSet
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers.aggregate import aggregate, count_votes

@@ -21,6 +21,7 @@ import yaml
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import load_recipe, parse_recipe
+from tutelage.flows import cli
 from tutelage.flows.cli import main
 
 SECRET = "zq7Secret"
@@ -338,6 +339,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 sys.argv = ["tutelage", "--help"]
+from tutelage.flows import cli
 from tutelage.flows.cli import main
 try:
     main()
@@ -445,7 +447,20 @@ def test_exit_codes(
     assert "Traceback" not in shown.err
 
 
-def test_a_defect_keeps_its_traceback(call: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutelage.flows.doctor.examine", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def _fail_quoting_a_record() -> None:
+    raise ZeroDivisionError("Dear Mr Smith, your account")
+
+
+def test_a_defect_shows_where_it_happened_and_no_message(
+    call: Callable[..., Shown], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(cli.SHOW_MESSAGES, raising=False)
+    monkeypatch.setattr("tutelage.flows.doctor.examine", _fail_quoting_a_record)
+    shown = call("doctor")
+    assert shown.code == 1
+    assert "ZeroDivisionError" in shown.err
+    assert "_fail_quoting_a_record" in shown.err  # the traceback's last frame
+    assert "account" not in shown.out + shown.err
+    monkeypatch.setenv(cli.SHOW_MESSAGES, "1")
+    with pytest.raises(ZeroDivisionError, match="account"):
         call("doctor")

@@ -11,7 +11,9 @@ from doubles import CopyingTeacher, HonestTeacher
 from lesson_sets import signed, verified
 
 from tutelage.configs.schema import ClassificationTask, TeachConfig
-from tutelage.privacy.release import Draft, LessonSet, SiloKey
+from tutelage.privacy.drafts import Draft
+from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation, Sampling

@@ -31,7 +31,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     *sections, last = key.split(".")
     section = data
     for name in sections:
-        section = section.setdefault(name, {})
+        section = section[int(name)] if isinstance(section, list) else section.setdefault(name, {})
     section[last] = value
     return data
 
@@ -160,6 +160,10 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("data.silos", "four"),
         ("data.silos", 2.5),
         ("data.silos", [4]),
+        ("data.silos", True),
+        ("data.records_per_silo", True),
+        ("teach.temperature", True),
+        ("gate.rules.0.value", True),
         ("data.test_records", 9),
         ("data.max_chars", 20_001),
         ("data.near_duplicate_jaccard", 0),
@@ -238,6 +242,8 @@ def test_keys_that_contradict_each_other_are_named(data: dict[str, Any], named: 
         ("name: demo\nseed: 0\n\tbad: 1\n", "not valid YAML", 3),
         ("name: demo\ntask: *nowhere\n", "not valid YAML", 2),
         ("name: !!python/object:os.system x\n", "not valid YAML", 1),
+        ("name: demo\nseed: 0\nname: other\n", "'name' is given twice", 3),
+        ("teach:\n  top_k: 1\n  top_k: 2\n", "'top_k' is given twice", 3),
         ("seed: 2024-99-99\n", "cannot be read", None),
         ("seed: !!bool maybe\n", "cannot be read", None),
         ("[" * 5000, "cannot be read", None),
@@ -370,6 +376,26 @@ def test_a_relative_data_path_is_the_recipes(tmp_path: Path, monkeypatch: pytest
             records = load_recipe(name).data.records
             assert isinstance(records, FileData)
             assert records.path == expected
+
+
+def test_a_relative_model_folder_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "models" / "own").mkdir(parents=True)
+    path = tmp_path / "here" / "recipe.yaml"
+    data = changed("teach.model", "models/own")
+    data["student"]["base"] = "someone/on-the-hub"
+    path.write_text(yaml.safe_dump(data))
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path("here/recipe.yaml"))
+    assert Path(recipe.teach.model) == tmp_path / "here" / "models" / "own"
+    assert recipe.student.base == "someone/on-the-hub"
+
+
+def test_a_merged_mapping_may_override_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = DEMO_TEXT.replace("data:\n  records:", "data:\n  <<: {silos: 9, test_records: 77}\n  records:")
+    path.write_text(text)
+    recipe = load_recipe(path)
+    assert (recipe.data.silos, recipe.data.test_records) == (4, 120)
 
 
 def test_a_path_with_a_nul(tmp_path: Path) -> None:

@@ -16,16 +16,9 @@ from hypothesis import strategies as st
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson
 from tutelage.configs.schema import ScreenConfig
-from tutelage.privacy.release import (
-    Draft,
-    LessonSet,
-    Released,
-    SiloKey,
-    _clean,
-    read_drafts,
-    release,
-    write_drafts,
-)
+from tutelage.privacy.drafts import Draft, read_drafts, write_drafts
+from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.release import LessonSet, Released, _clean, release
 from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.vault import PrivateRecord
 

@@ -97,18 +97,23 @@ def test_a_prompt_is_run_once_for_all_its_completions(tiny: Any) -> None:
         fed.clear()
         score.completion_logprobs(model, tokenizer, [turns(f"{'won ' * 99}{i}") for i in range(10)], ["ham"] * 10, 4)
         prefixed = sum(fed)
+        fed.clear()
+        score.sequence_nll(model, tokenizer, [f"{'you have won ' * 40}{i}" for i in range(10)], 4)
+        begun = sum(fed)
     finally:
         hook.remove()
+    assert begun < 2 * length + 10 * 20
     assert once < length + 30
     assert shared < length + 10 * 20
     assert prefixed < 2 * length + 10 * 20
 
 
-def test_nll_matches_the_models_own_loss(tiny: Any) -> None:
+@pytest.mark.parametrize("beginning", ["", "you have won a free prize, and the meeting is moved to "])
+def test_nll_matches_the_models_own_loss(tiny: Any, beginning: str) -> None:
     import torch
 
     model, tokenizer = tiny
-    lines = ["the meeting is moved", "free prize " * 30, "x", "report by friday then"]
+    lines = [beginning + end for end in ("the meeting is moved", "free prize " * 30, "x", "report by friday then")]
     means = score.sequence_nll(model, tokenizer, lines, 3)
     sums = score.sequence_nll(model, tokenizer, lines, 3, reduce="sum")
     for index, line in enumerate(lines):
