@@ -205,7 +205,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     """Dequantise a GGUF file into float32 safetensors, with tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder, file = str(gguf.parent), gguf.name
     print(f"converting {file} once (about a minute) ...", file=sys.stderr, flush=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)

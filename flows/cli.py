@@ -256,6 +256,8 @@ def main() -> None:
     """Entry point: errors a person can mend are shown without a traceback."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, too, are for terminals only
     try:
         # Outside its standalone mode typer returns the code of a `typer.Exit` or of an interrupt.
         status = app(standalone_mode=False)

@@ -248,7 +248,8 @@ def _check_reloads(model: Any, base: Path, adapter: Path, dtype: str, row: Row) 
     import torch
     from peft import PeftModel
 
-    again = PeftModel.from_pretrained(load_model(base, dtype)[0], str(adapter)).eval()
+    with _quiet():
+        again = PeftModel.from_pretrained(load_model(base, dtype)[0], str(adapter)).eval()
     ids = torch.tensor([row.prompt + row.completion], device=again.device)
     keep = len(row.completion) + 1
     with torch.inference_mode():

@@ -1,17 +1,63 @@
-"""Run the command line with a test double as teacher: `python drive.py honest|copying ARGS...`."""
+"""The command line in a process of its own, with a test double as teacher.
+
+The processes are forked from a server that has done the heavy imports: a new interpreter would do them again for
+every start, which takes longer than the small runs of the tests.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "presidio_analyzer", "sklearn.pipeline"])
 
-from doubles import CopyingTeacher, HonestTeacher
 
-from tutelage.flows import cli, stages
+def start(teacher: str, *arguments: str, output: Path) -> BaseProcess:
+    """Start `tutelage ARGUMENTS` with an `honest` or a `copying` teacher; what it prints goes into a file."""
+    output.touch()
+    process = _SERVER.Process(target=_run, args=(teacher, arguments, output))
+    process.start()
+    return process
 
-if __name__ == "__main__":
-    teacher = HonestTeacher() if sys.argv.pop(1) == "honest" else CopyingTeacher()
-    stages._engine = lambda *_: teacher
+
+def drive(teacher: str, *arguments: str, output: Path) -> tuple[int, str]:
+    """The same to its end: exit code and everything it printed."""
+    process = start(teacher, *arguments, output=output)
+    process.join(500)
+    assert process.exitcode is not None, "it did not end"
+    return process.exitcode, output.read_text()
+
+
+def printed(process: BaseProcess, output: Path) -> Iterator[str]:
+    """The lines a process prints, as they come, until it ends."""
+    with output.open() as stream:
+        line = ""
+        while True:
+            alive = process.is_alive()
+            line += stream.readline()
+            if line.endswith("\n"):
+                yield line
+                line = ""
+            elif not alive:
+                return
+            else:
+                process.join(0.01)
+
+
+def _run(teacher: str, arguments: tuple[str, ...], output: Path) -> None:
+    from doubles import CopyingTeacher, HonestTeacher
+
+    from tutelage.flows import cli, stages
+
+    with output.open("ab", buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    double = HonestTeacher() if teacher == "honest" else CopyingTeacher()
+    stages._engine = lambda *_: double
+    sys.argv = ["tutelage", *arguments]
     cli.main()

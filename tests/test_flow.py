@@ -7,10 +7,8 @@ be told apart. tests/test_real_model.py runs the same flow with the real model.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 import yaml
 from conftest import PREFECT_HOME
 from doubles import CopyingTeacher, HonestTeacher
+from drive import drive, printed, start
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
@@ -119,16 +118,9 @@ def honest_run(
     """Two rounds with an honest teacher: run folder, exit code, everything printed."""
     folder = tmp_path_factory.mktemp("honest")
     recipe = write_recipe(folder, recipe_for(mails[0], tiny_model, rounds=2))
-    done = drive("honest", "run", str(recipe), "--run-dir", str(folder / "run"))
-    return folder / "run", done.returncode, done.stdout + done.stderr
-
-
-def drive(teacher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(teacher, *arguments), capture_output=True, text=True, timeout=500, check=False)
-
-
-def command(teacher: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(Path(__file__).parent / "drive.py"), teacher, *arguments]
+    return folder / "run", *drive(
+        "honest", "run", str(recipe), "--run-dir", str(folder / "run"), output=folder / "said"
+    )
 
 
 def test_an_honest_teacher_passes_and_its_student_is_published(honest_run: tuple[Path, int, str]) -> None:
@@ -243,19 +235,18 @@ def kill_and_resume(
         stops = tuple(sorted(named, key=lambda name: run.dir.manifest_path(name).stat().st_mtime))[1:]
     for stop in stops:
         before = {path: path.stat().st_mtime_ns for path in files_below(broken / "stages")}
-        process = subprocess.Popen(command("honest", "resume", str(broken)), stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        for line in process.stderr:
+        said = folder / f"said-{stop.replace('/', '-')}"
+        process = start("honest", "resume", str(broken), output=said)
+        for line in printed(process, said):
             if line.split() == [stop, "..."]:
                 time.sleep(0.05)
-                os.kill(process.pid, signal.SIGKILL)
-                break
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+                process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished stage was written again"
-    done = drive("honest", "resume", str(broken))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "done before" in done.stderr
+    code, said_last = drive("honest", "resume", str(broken), output=folder / "said-last")
+    assert code == 0, said_last[-2000:]
+    assert "done before" in said_last
     assert release_digests(open_run(broken)) == expected
 
 
