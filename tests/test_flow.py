@@ -1,7 +1,7 @@
 """The real flow end to end, small: real mails, Prefect's embedded server, a tiny student, test doubles as teachers.
 
 What the doubles stand in for is only the language model of the teacher: with it, an honest and a copying teacher can
-be told apart. tests/test_real_model.py runs the same flow with the real model.
+be told apart. One slow test runs the same flow with the real model.
 """
 
 from __future__ import annotations
@@ -143,8 +143,15 @@ def test_an_honest_teacher_passes_and_its_student_is_published(honest_run: tuple
 
 
 def test_no_planted_string_leaves_the_vault(honest_run: tuple[Path, int, str], mails: tuple[Path, list[str]]) -> None:
-    root, _, printed = honest_run
-    secrets = [secret.encode() for secret in mails[1]]
+    root, _, said = honest_run
+    nothing_escaped(root, mails[1])
+    assert not [i for i, secret in enumerate(mails[1]) if secret in said]
+    assert (root / "vault").stat().st_mode & 0o777 == 0o700
+
+
+def nothing_escaped(root: Path, planted: list[str]) -> None:
+    """No planted string stands in any file beside the vault, nor in Prefect's folder."""
+    secrets = [secret.encode() for secret in planted]
     vault = b"".join(path.read_bytes() for path in files_below(root / "vault"))
     assert sum(secret in vault for secret in secrets) > 60, "the strings must be in the vault for this to mean anything"
     outside = [path for path in files_below(root.parent) if (root / "vault") not in path.parents]
@@ -154,8 +161,22 @@ def test_no_planted_string_leaves_the_vault(honest_run: tuple[Path, int, str], m
         content = path.read_bytes()
         found = [i for i, secret in enumerate(secrets) if secret in content]
         assert not found, f"{path} holds planted strings {found}"
-    assert not [i for i, secret in enumerate(mails[1]) if secret in printed]
-    assert (root / "vault").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_the_real_model_teaches_learns_and_leaks_no_planted_string(
+    mails: tuple[Path, list[str]], smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach = {"prompts_per_label": 2, "drafts_per_prompt": 8, "keep_per_prompt": 4, "max_new_tokens": 40}
+    recipe = write_recipe(tmp_path, recipe_for(mails[0], smollm, teach=teach, student={"epochs": 1, "rank": 8}))
+    # so small a student may pass or be refused; either way it was taught, measured and attacked
+    assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) in (0, 3)
+    report = layout.report(open_run(tmp_path / "run"), 1)
+    assert sum(report.lessons_per_class.values()) >= 4
+    assert sum(silo.drafts for silo in report.silos) >= 64
+    measured = {metric.name for metric in report.metrics if metric.measured}
+    assert {"accuracy.student", "accuracy.originals", "canary.exposure_mean", "overlap.cosine_max"} <= measured
+    nothing_escaped(tmp_path / "run", mails[1])
 
 
 def test_an_error_that_quotes_a_record_stays_in_the_vault(
