@@ -18,7 +18,7 @@ from doubles import CopyingTeacher, HonestTeacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.configs.errors import PrivacyError
+from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
@@ -416,3 +416,38 @@ def test_each_row_is_drawn_from_its_own_logits() -> None:
     assert _draw(rows, with_settings(), generator(0)).tolist() == [0, 1, 2, 3, 4]
     same = torch.zeros(64, 1000)
     assert len(set(_draw(same, with_settings(), generator(0)).tolist())) > 40
+
+
+def sliding(folder: Path, source: Path, window: int) -> TransformersEngine:
+    """An engine on a model whose every layer attends to `window` tokens."""
+    import torch
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=window, initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return TransformersEngine(folder, batch_rows=64)
+
+
+def test_a_sliding_window_holds_every_text_that_fits_into_it(
+    tiny: TransformersEngine, tiny_model: Path, tmp_path: Path
+) -> None:
+    longest = max(len(tiny.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in PROMPTS)
+    engine = sliding(tmp_path, tiny_model, longest + GREEDY.max_new_tokens)
+    # the drafts of a prompt together take more places than the window has
+    written = engine.generate(PROMPTS, 11, GREEDY, 0)
+    assert texts_of(written) == [[naive(engine, one, GREEDY)[0]] * 11 for one in PROMPTS]
+
+
+def test_a_text_longer_than_the_model_attends_to_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    engine = sliding(tmp_path, tiny_model, 40)
+    with pytest.raises(UserError, match="attends to 40") as caught:
+        engine.generate(PROMPTS, 2, GREEDY, 0)
+    assert "references_per_prompt" in (caught.value.remedy or "")

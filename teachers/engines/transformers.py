@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.models import load_model
 from tutelage.teachers.engines.base import Generation, Sampling
 
@@ -43,11 +44,16 @@ class TransformersEngine:
         seed: int,
         on_progress: Callable[[int], object] | None = None,
     ) -> list[list[Generation]]:
-        """See `Engine.generate`."""
+        """See `Engine.generate`.
+
+        Raises:
+            UserError: a prompt and its draft are longer than what the model attends to.
+        """
         import torch
 
         generator = torch.Generator(self.model.device).manual_seed(seed)
         encoded: list[list[int]] = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+        self._check_length(max(map(len, encoded), default=0) + sampling.max_new_tokens)
         # Prompts of like length share a batch, so that little is spent on padding.
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         per_batch = max(1, self.batch_rows // n)
@@ -62,11 +68,23 @@ class TransformersEngine:
                 on_progress(len(texts))
         return out
 
+    def _check_length(self, tokens: int) -> None:
+        config: Any = self.model.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+        limit = min((one for one in limits if one), default=tokens)
+        if tokens > limit:
+            raise UserError(
+                f"a prompt and its draft take {tokens} tokens; the model attends to {limit}",
+                key="teach",
+                remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
+            )
+
     def _sample(
         self, prompts: list[list[int]], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[Generation]:
         """Sample `n` texts for each of P prompts; text i * n + j is the j-th of prompt i."""
         import torch
+        from transformers import DynamicCache
 
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.model.device)
@@ -75,6 +93,8 @@ class TransformersEngine:
             input_ids=batch["input_ids"],
             attention_mask=attention,
             position_ids=(attention.cumsum(-1) - 1).clamp(min=0),
+            # Made without the model's config it drops nothing: a sliding window would count the drafts of all n.
+            past_key_values=DynamicCache(),
             use_cache=True,
             logits_to_keep=1,
         )
