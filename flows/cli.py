@@ -227,7 +227,9 @@ def _finish(run: Run) -> None:
     """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
     from tutelage.flows.distill import distill
+    from tutelage.flows.server import start_embedded
 
+    start_embedded()
     passed = distill(str(run.dir.root.resolve()))
     _show(run)
     if not all(passed.values()):

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from conftest import PREFECT_HOME
@@ -261,9 +262,12 @@ def kill_and_resume(
         for line in printed(process, said):
             if line.split() == [stop, "..."]:
                 time.sleep(0.05)
+                servers = psutil.Process(process.pid).children(recursive=True)
                 process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        assert servers
+        assert not psutil.wait_procs(servers, timeout=20)[1], "the embedded server outlives its killed run"
         assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished stage was written again"
     code, said_last = drive("honest", "resume", str(broken), output=folder / "said-last")
     assert code == 0, said_last[-2000:]
