@@ -14,6 +14,7 @@ from email.errors import HeaderParseError
 from email.header import decode_header
 from email.message import Message
 from email.parser import BytesParser
+from html import unescape
 from pathlib import Path
 
 from tutelage.configs.errors import UserError
@@ -52,6 +53,7 @@ _FOOTER = re.compile(
 _INVISIBLE = re.compile(r"<!--.*?-->|<(style|script|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 # Only these tags separate words: `V<b>i</b>agra` is one word, `one<br>two` is two.
 _BLOCK_TAG = re.compile(r"<(?=/?(?:br|p|div|t[dhr]|table|li|[uod]l|d[dt]|h[1-6r]|center|option|body)\b)", re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>?")
 _HTML_CHARS_PER_TEXT_CHAR = 40
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f\xad\u200b-\u200f\ufeff]")
 
@@ -153,11 +155,15 @@ def _decode(content: bytes, charset: str | None) -> str:
 
 def _html_text(html: str, max_chars: int) -> str:
     from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
 
     visible = _INVISIBLE.sub("", html)[: _HTML_CHARS_PER_TEXT_CHAR * max_chars]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Beautiful Soup's remarks quote the text
-        return BeautifulSoup(_BLOCK_TAG.sub(" <", visible), "html.parser").get_text()
+        try:
+            return BeautifulSoup(_BLOCK_TAG.sub(" <", visible), "html.parser").get_text()
+        except ParserRejectedMarkup:  # `<![x`, for one, which spammers write
+            return unescape(_TAG.sub(" ", visible))
 
 
 def _strip_boilerplate(text: str) -> str:

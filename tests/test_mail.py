@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tutelage.configs.errors import UserError
@@ -117,6 +117,7 @@ FRAGMENTS = [
         max_size=12,
     )
 )
+@example(["Content-Type: text/html", "", "<![x"])
 def test_no_mail_raises(lines: list[str]) -> None:
     text = mail_text("\n".join(lines).encode("latin-1", "replace"), 400)
     text.encode("utf-8")
