@@ -117,7 +117,7 @@ FRAGMENTS = [
         max_size=12,
     )
 )
-@example(["Content-Type: text/html", "", "<![x"])
+@example(["Content-Type: text/html", "", "<![x", "y"])
 def test_no_mail_raises(lines: list[str]) -> None:
     text = mail_text("\n".join(lines).encode("latin-1", "replace"), 400)
     text.encode("utf-8")
