@@ -118,7 +118,7 @@ class TeachConfig(Section):
     batch_rows: int = Field(64, ge=1)
     """Texts decoded together."""
     max_retries: int = Field(1, ge=0, le=10)
-    """How often a prompt none of whose drafts fits is sampled again."""
+    """How often a prompt is sampled again while fewer than `keep_per_prompt` of its drafts fit."""
     instruction: Literal["teacher", "description"] = "teacher"
     """`teacher`: the silo's teacher words one; `description`: use the task's public description."""
 
@@ -169,7 +169,8 @@ class StudentConfig(Section):
     heldback_share: float = Field(0.1, ge=0, lt=0.5)
     """Share of the lessons kept aside for early stopping."""
     patience_epochs: int = Field(2, ge=1)
-    """Stop after this many epochs without a better held-back loss; the best epoch's weights are kept."""
+    """Stop after this many epochs whose held-back loss is clearly worse than the best (by more than the standard error
+    of the difference); the weights of the last epoch that isn't are kept."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the processor computes in it, else float32."""
     checkpoint_every_steps: int = Field(20, ge=1)

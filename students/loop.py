@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import write_atomic
 from tutelage.students import score
@@ -37,10 +39,12 @@ class State:
     losses: list[float] = field(default_factory=list)
     """Since the last point of the curve."""
     curve: list[dict[str, Any]] = field(default_factory=list)
-    best_loss: float = math.inf
-    best_step: int = 0
+    best_nll: list[float] = field(default_factory=list)
+    """Of every held-back row, after the epoch with the lowest sum so far."""
+    kept_step: int = 0
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
     waited: int = 0
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Epochs since the weights that are kept."""
 
     def point(self, heldback: float | None) -> None:
         train = sum(self.losses) / len(self.losses)
@@ -74,7 +78,12 @@ class Trainer:
         self.state = State()
 
     def run(self, checkpoint: Path, key: str, progress: bool) -> None:
-        """Train to the end, or from the checkpoint to the end, and leave the best weights in the model."""
+        """Train to the end, or from the checkpoint to the end, and leave the kept weights in the model.
+
+        Kept are those of the last epoch that isn't worse than the best one by more than the standard error of the
+        difference (the one-standard-error rule: Breiman et al. 1984, chapter 3): few rows are held back, and
+        the lowest of their losses alone is luck, which here ends training long before the student is done.
+        """
         from tqdm import tqdm
 
         self._resume(checkpoint, key)
@@ -98,7 +107,7 @@ class Trainer:
             if state.step % self.config.checkpoint_every_steps == 0:
                 self._save(checkpoint, key)
         bar.close()
-        _load(self.trained, state.best)
+        _load(self.trained, state.kept)
 
     def _batches(self, epoch: int) -> list[list[Row]]:
         """An epoch's batches: rows shuffled, sorted by length within chunks, the batches shuffled again."""
@@ -142,22 +151,24 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
-        state = self.state
-        heldback = self._heldback_loss()
-        state.point(heldback)
-        if heldback is None or heldback < state.best_loss:
-            state.best_loss = math.inf if heldback is None else heldback
-            state.best_step, state.waited, state.best = state.step, 0, copied(self.trained)
-        else:
+        state, nll = self.state, self._heldback_nll()
+        tokens = sum(len(row.completion) for row in self.heldback_rows)
+        state.point(sum(nll) / tokens if tokens else None)
+        if clearly_worse(nll, state.best_nll):
             state.waited += 1
+        else:
+            state.kept_step, state.waited, state.kept = state.step, 0, copied(self.trained)
+        if not state.best_nll or sum(nll) < sum(state.best_nll):
+            state.best_nll = nll
 
-    def _heldback_loss(self) -> float | None:
+    def _heldback_nll(self) -> list[float]:
+        """The negative log-likelihood of every held-back completion, in nats."""
         if not self.heldback_rows:
-            return None
+            return []
         self.model.eval()
         prompts, completions = zip(*((row.prompt, row.completion) for row in self.heldback_rows), strict=True)
         scored = score.score_ids(self.model, self.pad, prompts, completions, 2 * self.config.batch_rows)
-        return float(-sum(row.sum() for row in scored) / sum(len(row) for row in scored))
+        return [float(-row.sum()) for row in scored]
 
     def _save(self, checkpoint: Path, key: str) -> None:
         import torch
@@ -191,6 +202,15 @@ class Trainer:
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"]:
             torch.cuda.set_rng_state_all(saved["random_cuda"])
+
+
+def clearly_worse(losses: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether losses exceed the best ones of the same rows by more than the standard error of their mean difference."""
+    if not best:
+        return False
+    differences = np.subtract(losses, best)
+    error = differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+    return not bool(differences.mean() <= error)  # NaN is worse than anything
 
 
 def _split(completions: Sequence[Sequence[int]], share: float, seed: int) -> tuple[list[int], list[int]]:

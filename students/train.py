@@ -39,7 +39,7 @@ class TrainResult:
 
     adapter: Path
     curve: tuple[CurvePoint, ...]
-    best_step: int
+    kept_step: int
 
 
 def train_student(
@@ -149,7 +149,7 @@ def _fit(
         _check_reloads(adapted, base, out, config.dtype, rows[0])
     checkpoint.unlink(missing_ok=True)
     curve = tuple(CurvePoint(**point) for point in trainer.state.curve)
-    return TrainResult(out, curve, trainer.state.best_step)
+    return TrainResult(out, curve, trainer.state.kept_step)
 
 
 @contextlib.contextmanager

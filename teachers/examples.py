@@ -1,9 +1,10 @@
 """A silo's teacher writes synthetic examples from a few private references at a time.
 
-Small teachers wander off the label they were asked for, so each prompt is sampled several times and only the
-drafts most typical of their label are kept. "Typical" is the opinion of a TF-IDF + logistic regression
-classifier fitted on the silo's own records: far cheaper than asking the language model under every label's
-prompt. It looks at private data, so it is fine for screened lessons and has no place in a formal mechanism.
+Small teachers wander off the label they were asked for, some labels far more than others, so each prompt is sampled
+several times, again while too few drafts fit, and only the drafts most typical of their label are kept. "Typical" is
+the opinion of a TF-IDF + logistic regression classifier fitted on the silo's own records: far cheaper than asking the
+language model under every label's prompt. It looks at private data, so it is fine for screened lessons and has no
+place in a formal mechanism.
 """
 
 from __future__ import annotations
@@ -74,31 +75,30 @@ def write_examples(
     slots = _slots(records, task, config, topics, silo, round, draw)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k, prompts.STOP)
     typical = _typicality(records, task)
-    done: dict[str, list[Draft]] = {}
-    sampled = malformed = off_label = not_kept = 0
+    found: dict[str, list[Draft]] = {slot.id: [] for slot in slots}
+    fitting: dict[str, list[Draft]] = {}
+    sampled = 0
+    pending = slots
     with tqdm(total=len(slots) * config.drafts_per_prompt, desc=f"teach {silo}", unit="draft", disable=None) as bar:
-        pending = slots
         for attempt in range(config.max_retries + 1):
             generations = engine.generate(
                 [slot.prompt for slot in pending],
                 config.drafts_per_prompt,
                 sampling,
                 random.Random(f"{seed}/{silo}/{round}/{attempt}").getrandbits(48),
-                bar.update if attempt == 0 else None,
+                bar.update,
             )
             for slot, texts in zip(pending, generations, strict=True):
-                parsed = _parse(task, slot, texts)
                 sampled += len(texts)
-                malformed += len(texts) - len(parsed)
-                fitting = _fitting(parsed, slot.label, typical)
-                off_label += len(parsed) - len(fitting)
-                done[slot.id] = fitting[: config.keep_per_prompt]
-                not_kept += len(fitting) - len(done[slot.id])
-            pending = [slot for slot in pending if not done[slot.id]]
-            if not pending:
+                found[slot.id] += _parse(task, slot, texts, attempt * config.drafts_per_prompt)
+                fitting[slot.id] = _fitting(found[slot.id], slot.label, typical)
+            pending = [slot for slot in pending if len(fitting[slot.id]) < config.keep_per_prompt]
+            if not pending or attempt == config.max_retries:
                 break
-    drafts = tuple(draft for slot in slots for draft in done[slot.id])
-    return Written(drafts, len(slots), sampled, malformed, off_label, not_kept)
+            bar.total = sampled + len(pending) * config.drafts_per_prompt
+    parsed, fits = sum(map(len, found.values())), sum(map(len, fitting.values()))
+    drafts = tuple(draft for slot in slots for draft in fitting[slot.id][: config.keep_per_prompt])
+    return Written(drafts, len(slots), sampled, sampled - parsed, parsed - fits, fits - len(drafts))
 
 
 def _slots(
@@ -132,9 +132,10 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5)
 
 
-def _parse(task: Task, slot: _Slot, texts: Sequence[Generation]) -> list[Draft]:
+def _parse(task: Task, slot: _Slot, texts: Sequence[Generation], first: int) -> list[Draft]:
+    """The well-formed drafts among a slot's texts, numbered from `first`."""
     drafts = []
-    for j, generation in enumerate(texts):
+    for j, generation in enumerate(texts, first):
         parsed = prompts.parse_example(task, slot.label, generation.text, generation.finished)
         if parsed is not None:
             drafts.append(Draft(f"{slot.id}-{j}", "example", parsed[0], parsed[1], prompts.VERSION))

@@ -39,6 +39,7 @@ RECORDS = [
 ]
 QUESTIONS = [PrivateRecord(f"q{i}", f"Where is item uniq{i}q?", f"On shelf {i}.") for i in range(7)]
 SMALL = TeachConfig(prompts_per_label=3, references_per_prompt=2, drafts_per_prompt=4, keep_per_prompt=2)
+ONCE = SMALL.model_copy(update={"max_retries": 0})
 WELL = {"ham": "see you at the meeting", "spam": "buy cheap pills now"}
 
 
@@ -145,17 +146,26 @@ def test_nothing_but_garbage_ends_within_the_bound(garbage: str, retries: int) -
     assert written.malformed == written.sampled == 24 * (retries + 1)
 
 
-def test_a_prompt_with_one_good_answer_is_not_asked_again() -> None:
-    teacher = Teacher(lambda prompt, call, j: good(prompt, call, j) if j == 2 else "")
+def test_a_prompt_is_asked_again_until_as_many_drafts_fit_as_are_kept() -> None:
+    teacher = Teacher(lambda prompt, call, j: good(prompt, call, j) if j == 2 or label_of(prompt) == "ham" else "")
+    written = write(teacher, config=SMALL.model_copy(update={"max_retries": 5}))
+    assert [len(call[0]) for call in teacher.calls] == [6, 3]  # one of two fits in each round
+    assert Counter(one.completion for one in written.drafts) == {"ham": 6, "spam": 6}
+    assert len({one.id for one in written.drafts}) == 12
+    assert (written.sampled, written.malformed, written.not_kept) == (36, 18, 6)
+
+
+def test_what_fitted_before_the_retries_ran_out_is_kept() -> None:
+    teacher = Teacher(lambda prompt, call, j: good(prompt, call, j) if (call, j) == (0, 2) else "")
     written = write(teacher)
-    assert len(teacher.calls) == 1
+    assert [len(call[0]) for call in teacher.calls] == [6, 6]
     assert len(written.drafts) == 6
-    assert written.malformed == 18
+    assert written.malformed == 42
 
 
 def test_malformed_answers_of_a_generation_task() -> None:
     answers = [" Where?\nCompletion: Here.", " Where?", "Completion: x", " A\nCompletion: b\nPrompt: c"]
-    written = write(Teacher(lambda prompt, call, j: answers[j]), QUESTIONS, HELP)
+    written = write(Teacher(lambda prompt, call, j: answers[j]), QUESTIONS, HELP, ONCE)
     assert [(one.prompt, one.completion) for one in written.drafts] == [("Where?", "Here.")] * 3
     assert (written.malformed, written.off_label, written.not_kept) == (9, 0, 0)
 
@@ -185,7 +195,7 @@ def test_whatever_a_teacher_writes_is_accounted_for(draw: random.Random, retries
 def test_drafts_of_another_label_are_dropped() -> None:
     swapped = {"ham": WELL["spam"], "spam": WELL["ham"]}
     teacher = Teacher(lambda prompt, call, j: swapped[label_of(prompt)] if j < 3 else good(prompt, call, j))
-    written = write(teacher)
+    written = write(teacher, config=ONCE)
     assert {(one.prompt, one.completion) for one in written.drafts} == {(WELL["ham"], "ham"), (WELL["spam"], "spam")}
     assert (written.off_label, written.malformed, written.not_kept) == (18, 0, 0)
     hopeless = write(Teacher(lambda prompt, *_: swapped[label_of(prompt)]))

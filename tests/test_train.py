@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_model import make_tiny_model
 
 from tutelage.configs.errors import PrivacyError, UserError
@@ -82,8 +85,7 @@ def test_it_learns(base: Path, tmp_path: Path) -> None:
     assert after[rows, truth].mean() > before[rows, truth].mean() + 1
     losses = [point.heldback_loss for point in result.curve if point.heldback_loss is not None]
     assert len(losses) == 25
-    best = next(point for point in result.curve if point.step == result.best_step)
-    assert best.heldback_loss == min(losses)
+    assert losses[-1] < losses[0]
 
 
 def test_the_folder_names_the_public_base_and_no_path(base: Path, result: train.TrainResult) -> None:
@@ -150,7 +152,7 @@ def test_a_killed_run_ends_in_the_same_adapter(base: Path, result: train.TrainRe
         resumed = fit(base, out)
     assert steps[0] >= 3 * SETTINGS.checkpoint_every_steps, "the finished steps weren't done again"
     assert digests(resumed.adapter) == digests(result.adapter)
-    assert resumed == train.TrainResult(out, result.curve, result.best_step)
+    assert resumed == train.TrainResult(out, result.curve, result.kept_step)
     assert not checkpoint.exists()
 
 
@@ -168,26 +170,51 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(base: Path, result: train.T
     assert digests(fit(base, out).adapter) == digests(result.adapter)
 
 
-def test_early_stopping_keeps_the_best_epoch(base: Path, tmp_path: Path) -> None:
-    losses = iter([2.0, 1.0, 3.0, 4.0, 0.5])
-    kept: list[dict[str, Any]] = []
+@pytest.mark.parametrize(
+    ("heldback", "kept_epoch"),
+    [
+        ([[2.0, 2.1], [1.0, 1.0], [3.0, 3.1], [4.0, 4.1]], 2),
+        ([[2.0, 2.1], [1.0, 0.0], [0.0, 1.2], [4.0, 4.1], [4.0, 4.1]], 3),  # 0.1 worse on average, by chance
+        ([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0], [8.0], [9.0]], 9),  # one row says nothing
+        ([[2.0, 2.0], [3.0, 3.0], [1.0, 1.0], [math.nan, 1.0], [math.nan, 1.0]], 3),
+    ],
+)
+def test_the_last_epoch_that_is_not_clearly_worse_is_kept(
+    base: Path, tmp_path: Path, heldback: list[list[float]], kept_epoch: int
+) -> None:
+    losses = iter(heldback)
+    seen: list[dict[str, Any]] = []
 
-    def heldback_loss(self: loop.Trainer) -> float:
-        kept.append(loop.copied(self.trained))
+    def heldback_nll(self: loop.Trainer) -> list[float]:
+        seen.append(loop.copied(self.trained))
         return next(losses)
 
     def save(model: Any, out: Path, base_name: str) -> None:
-        kept.append(loop.copied({name: p for name, p in model.named_parameters() if p.requires_grad}))
+        seen.append(loop.copied({name: p for name, p in model.named_parameters() if p.requires_grad}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_heldback_loss", heldback_loss)
+        patch.setattr(loop.Trainer, "_heldback_nll", heldback_nll)
         patch.setattr(train, "_save_adapter", save)
         patch.setattr(train, "_check_reloads", lambda *_: None)
         found = fit(base, tmp_path / "adapter", SETTINGS.model_copy(update={"epochs": 9, "patience_epochs": 2}))
-    assert len(kept) == 5, "four epochs, then the adapter"
-    assert found.best_step == 2 * 5
-    assert all((kept[-1][name] == kept[1][name]).all() for name in kept[-1])
-    assert any((kept[-1][name] != kept[3][name]).any() for name in kept[-1])
+    assert len(seen) == len(heldback) + 1, "each epoch, then the adapter"
+    assert found.kept_step == kept_epoch * 5
+    assert all((seen[-1][name] == seen[kept_epoch - 1][name]).all() for name in seen[-1])
+    assert len(heldback) == kept_epoch or any((seen[-1][name] != seen[-2][name]).any() for name in seen[-1])
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), min_size=1, max_size=20), st.floats(0.5, 50))
+def test_a_loss_is_clearly_worse_beyond_one_standard_error(rows: list[tuple[float, float]], shift: float) -> None:
+    now, best = [list(column) for column in zip(*rows, strict=True)]
+    differences = np.subtract(now, best)
+    if len(rows) > 1:
+        error = differences.std(ddof=1) / math.sqrt(len(rows))
+        if abs(differences.mean() - error) > 1e-9:
+            assert loop.clearly_worse(now, best) == (differences.mean() > error)
+        assert loop.clearly_worse([one + shift for one in best], best), "worse in every row alike"
+    assert not loop.clearly_worse(best, best)
+    assert not loop.clearly_worse([one - shift for one in best], best)
+    assert not loop.clearly_worse(now, [])
 
 
 def test_the_loss_is_the_completions_alone(base: Path) -> None:
@@ -277,7 +304,7 @@ def test_the_probe_sees_frozen_weights_and_a_wrong_file(
 def test_no_heldback_share_trains_to_the_end(base: Path, tmp_path: Path) -> None:
     config = SETTINGS.model_copy(update={"heldback_share": 0.0, "epochs": 2})
     found = fit(base, tmp_path / "adapter", config)
-    assert found.best_step == found.curve[-1].step == 2 * 6
+    assert found.kept_step == found.curve[-1].step == 2 * 6
     assert all(point.heldback_loss is None for point in found.curve)
 
 
