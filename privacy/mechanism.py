@@ -1,0 +1,154 @@
+"""Private prediction: the next token of a synthetic text, drawn so that no record moves its odds by more than agreed.
+
+A text is written over a batch of B private prompts, one record each, and one public prompt without a record. At every
+step a record may move the mean score of a token by at most C/B, because its difference to the public score is clipped
+to [-C, C]; the token is drawn from the softmax of those means, which is the exponential mechanism. What may be drawn
+is decided by public scores alone. (InvisibleInk: Vinod et al. 2025, arXiv:2507.02974, section 3; Amin et al. 2024,
+arXiv:2407.12108.)
+
+Engine-neutral: scores come in as tensors, indices go out. The maths here is the privacy proof's, so it is done in
+float64 on whatever an engine computed, and the draw is the operating system's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from dp_accounting import DpEvent
+
+
+@dataclass(frozen=True)
+class PrivatePrediction:
+    """The mechanism's parameters, all of them public.
+
+    They are fixed before a record is read: `batch` divides whatever the number of members at hand is, and a text costs
+    `max_tokens` draws wherever it ends.
+    """
+
+    batch: int
+    """B: what the sum of clipped differences is divided by."""
+    clip: float
+    """C: how far one prompt's score may stand from the public one, in logits. 0: public only, ε = 0."""
+    temperature: float
+    """τ"""
+    top_k: int
+    """How many tokens, by public score, may be drawn, and those that could overtake them."""
+    max_tokens: int
+    """T: draws of a text, the one that ends it included."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.top_k < 1 or self.max_tokens < 1:
+            raise ValueError("batch, top_k and max_tokens must be at least 1")
+        if not (self.clip >= 0 and 0 < self.temperature < math.inf):
+            raise ValueError("clip must not be negative, temperature must be positive")
+
+    @classmethod
+    def calibrated(
+        cls, rho_per_text: float, *, batch: int, temperature: float, top_k: int, max_tokens: int
+    ) -> PrivatePrediction:
+        """The widest clip that a text may have at this cost: C = Bτ √(2ρ/T).
+
+        Args:
+            rho_per_text: zCDP of one text; infinity for no clipping at all.
+            batch: B.
+            temperature: τ.
+            top_k: k.
+            max_tokens: T.
+        """
+        clip = batch * temperature * math.sqrt(2 * rho_per_text / max_tokens)
+        return cls(batch, clip, temperature, top_k, max_tokens)
+
+    @property
+    def sensitivity(self) -> float:
+        """C/B: the most that replacing one record by null moves any token's score."""
+        return self.clip / self.batch
+
+    @property
+    def rho_per_token(self) -> float:
+        """zCDP of one draw: C² / (2B²τ²).
+
+        Scores that move by at most s change log-odds at temperature τ by at most 2s/τ: the draw is (2s/τ)-bounded
+        range, and η-bounded range is η²/8-zCDP (Cesar & Rogers 2021, arXiv:2004.07223, lemma 3.2).
+        """
+        return 0.5 * (self.sensitivity / self.temperature) ** 2
+
+    def event(self, texts: int = 1) -> DpEvent:
+        """What `texts` texts over the same records cost; texts over disjoint records cost the most of any of them."""
+        import dp_accounting as dp
+
+        if self.clip == 0:
+            return dp.NoOpDpEvent()
+        if not math.isfinite(self.clip):
+            return dp.NonPrivateDpEvent()
+        return dp.SelfComposedDpEvent(dp.ZCDpEvent(self.rho_per_token), self.max_tokens * texts)
+
+    def candidates(self, public: torch.Tensor) -> torch.Tensor:
+        """Which tokens may be drawn, from public scores alone: (G, V) -> (G, V) booleans.
+
+        Beside the k best those within 2C/B of the k-th, which a single record could lift among the k best; all B
+        together could lift others, and that is the price of deciding by public scores. More than `_MAX_SLACK`
+        logits below the k-th none is a candidate: unclipped, the whole vocabulary would be.
+        """
+        scores = public.float()
+        k = min(self.top_k, scores.shape[-1])
+        kth = scores.topk(k, dim=-1).values[..., -1:]
+        return scores >= kth - min(2 * self.sensitivity, _MAX_SLACK)
+
+    def scores(self, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Public scores plus the mean clipped difference.
+
+        Args:
+            public: (G, K) scores of K tokens by G public prompts.
+            private: (G, M, K) scores of the same tokens by each group's private prompts, in whatever dtype.
+            present: (G, M) booleans; False for a place without a record, which contributes nothing.
+
+        Returns:
+            (G, K) float64. Whatever one record's scores are, NaN and infinities included, replacing it by nothing
+            moves no entry by more than C/B.
+
+        Raises:
+            ValueError: a public score is not finite; public scores are not a record's doing, so this hides nothing.
+        """
+        import torch
+
+        base = public.double()
+        if not bool(torch.isfinite(base).all()):
+            raise ValueError("public scores must be finite")
+        difference = private.double() - base[:, None]
+        difference = difference.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf).clamp(-self.clip, self.clip)
+        # With no clip at all an infinite score would drown every other; it never was private.
+        difference = difference.nan_to_num(posinf=_UNCLIPPED, neginf=-_UNCLIPPED)
+        total = torch.where(present[..., None], difference, 0.0).sum(1)
+        return base + total / self.batch
+
+    def draw(self, scores: torch.Tensor, allowed: torch.Tensor) -> list[int]:
+        """One index per row: softmax of scores / τ over the allowed entries, by the operating system's randomness.
+
+        Args:
+            scores: (G, K).
+            allowed: (G, K) booleans, at least one in each row.
+        """
+        import torch
+
+        odds = torch.where(allowed, scores.double() / self.temperature, -math.inf).softmax(-1)
+        cumulative, chance = odds.cumsum(-1).cpu().numpy(), _uniform(len(scores))
+        # Rounding must not reach the end itself: no index lies beyond it.
+        points = np.minimum(chance * cumulative[:, -1], np.nextafter(cumulative[:, -1], 0))
+        return [int(np.searchsorted(row, point, "right")) for row, point in zip(cumulative, points, strict=True)]
+
+
+_MAX_SLACK = 20.0
+"""Logits below the k-th best public score at which a token's odds are nil anyway."""
+_UNCLIPPED = 1e4
+
+
+def _uniform(count: int) -> np.ndarray:
+    """`count` independent numbers in [0, 1), with 53 random bits each from the operating system."""
+    return (np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)) * 2.0**-53
