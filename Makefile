@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/tutelage run configs/demo.yaml --run-dir runs/demo
+	$(BIN)/tutelage run configs/demo.yaml --run-dir runs/demo || test $$? -eq 3  # 3: the gate held the student back
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
