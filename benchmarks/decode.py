@@ -13,8 +13,8 @@ import statistics
 import time
 
 from tutelage.configs.models import resolve_model
+from tutelage.teachers.engines import transformers
 from tutelage.teachers.engines.base import Sampling
-from tutelage.teachers.engines.transformers import TransformersEngine
 
 WORD = "mail about the meeting on friday and the price of a ticket "
 
@@ -31,8 +31,8 @@ def main() -> None:
 
     import torch
 
-    engine = TransformersEngine(resolve_model("smollm2-135m-instruct"), options.prompts * options.drafts)
-    engine._end_tokens = set  # type: ignore[method-assign]
+    engine = transformers.TransformersEngine(resolve_model("smollm2-135m-instruct"), options.prompts * options.drafts)
+    transformers.end_tokens = lambda *_: set()
     ids = engine.tokenizer(WORD * options.prompt_tokens)["input_ids"][: options.prompt_tokens]
     prompts = [engine.tokenizer.decode(ids)] * options.prompts
     sampling = Sampling(options.new_tokens, 0.9, 0.95, 100, stop="\0")

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask
+from tutelage.teachers.engines import attention
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
-from tutelage.teachers.engines.transformers import TransformersEngine, _draw
+from tutelage.teachers.engines.transformers import TransformersEngine, _draw, end_tokens
 from tutelage.teachers.prompts import STOP, example_prompt
 
 MAIL = ClassificationTask(description="Sort mail.", labels={"ham": "wanted", "spam": "unwanted"}, text_noun="e-mail")
@@ -188,7 +189,7 @@ def naive(engine: TransformersEngine, text: str, sampling: Sampling) -> tuple[st
         with torch.inference_mode():
             logits = engine.model(input_ids=torch.tensor([ids + own]), use_cache=False).logits[0, -1]
         token = int(logits.argmax())
-        if token in engine._end_tokens():
+        if token in end_tokens(engine.model, engine.tokenizer):
             return str(engine.tokenizer.decode(own, skip_special_tokens=True)), True, step
         own.append(token)
         written = str(engine.tokenizer.decode(own, skip_special_tokens=True))
@@ -208,11 +209,11 @@ def many_ends(tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> set[
 VARIED = [" ".join(WORDS[i % 7 : i % 7 + 1 + i * 5 % 11]) for i in range(24)]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("way", ["eager", "sdpa", attention.NAME])
 def test_a_batch_writes_what_a_plain_loop_writes(
-    tiny: TransformersEngine, many_ends: set[int], monkeypatch: pytest.MonkeyPatch, attention: str
+    tiny: TransformersEngine, many_ends: set[int], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    tiny.model.set_attn_implementation(attention)  # sdpa, the default, comes last and stays
+    tiny.model.set_attn_implementation(way)  # the default comes last and stays
     expected = [naive(tiny, one, GREEDY) for one in VARIED]
     lengths = {steps for _, _, steps in expected}
     assert len(lengths) >= 5, "the rows must end at different times for this to test anything"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import load_model
+from tutelage.teachers.engines.attention import use_stacked_attention
 from tutelage.teachers.engines.base import Generation, Sampling
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, batch_rows: int) -> None:
         self.model, self.tokenizer = load_model(folder, dtype="auto")
+        use_stacked_attention(self.model)
         self.batch_rows = batch_rows
 
     def chat(self, system: str, user: str) -> str:
@@ -53,7 +55,7 @@ class TransformersEngine:
 
         generator = torch.Generator(self.model.device).manual_seed(seed)
         encoded: list[list[int]] = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-        self._check_length(max(map(len, encoded), default=0) + sampling.max_new_tokens)
+        check_length(self.model, max(map(len, encoded), default=0) + sampling.max_new_tokens)
         # Prompts of like length share a batch, so that little is spent on padding.
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         per_batch = max(1, self.batch_rows // n)
@@ -67,17 +69,6 @@ class TransformersEngine:
             if on_progress:
                 on_progress(len(texts))
         return out
-
-    def _check_length(self, tokens: int) -> None:
-        config: Any = self.model.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-        limit = min((one for one in limits if one), default=tokens)
-        if tokens > limit:
-            raise UserError(
-                f"a prompt and its draft take {tokens} tokens; the model attends to {limit}",
-                key="teach",
-                remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
-            )
 
     def _sample(
         self, prompts: list[list[int]], n: int, sampling: Sampling, generator: torch.Generator
@@ -107,7 +98,7 @@ class TransformersEngine:
         tokens: list[list[int]] = [[] for _ in range(len(prompts) * n)]
         finished = [False] * len(tokens)
         alive = list(range(len(prompts)))  # which prompt each row of the batch is
-        ends = self._end_tokens()
+        ends = end_tokens(self.model, self.tokenizer)
         window = len(sampling.stop.encode())  # a token is at least one byte of the stop string
         for step in range(sampling.max_new_tokens):
             drawn = _draw(logits.float(), sampling, generator)  # (len(alive) * n,)
@@ -132,7 +123,7 @@ class TransformersEngine:
             mask = torch.cat([mask, own.expand(len(alive), -1, -1, -1)], -1)
             output = self.model(
                 input_ids=drawn,
-                attention_mask=_additive(mask, self.model.dtype),
+                attention_mask=additive_mask(mask, self.model.dtype),
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,
@@ -144,15 +135,32 @@ class TransformersEngine:
         cut = [text.partition(sampling.stop) for text in decoded]
         return [Generation(text, end or bool(stop)) for (text, stop, _), end in zip(cut, finished, strict=True)]
 
-    def _end_tokens(self) -> set[int]:
-        """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
-        config: Any = self.model.generation_config
-        ids = getattr(config, "eos_token_id", None)
-        listed = ids if isinstance(ids, list) else [ids]
-        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+
+def check_length(model: Any, tokens: int) -> None:
+    """Refuse texts that with their prompts become longer than what a model attends to.
+
+    Raises:
+        UserError: they do.
+    """
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    limit = min((one for one in limits if one), default=tokens)
+    if tokens > limit:
+        raise UserError(
+            f"a prompt and its draft take {tokens} tokens; the model attends to {limit}",
+            key="teach",
+            remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
+        )
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    listed = ids if isinstance(ids, list) else [ids]
+    return {i for i in [*listed, tokenizer.eos_token_id] if i is not None}
+
+
+def additive_mask(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to the attention scores: eager attention would add a boolean mask as 0 and 1."""
     import torch
 

@@ -1,0 +1,386 @@
+"""Decoding under private prediction: many texts at once, each behind the mean of several private prompts.
+
+A batch is a fixed number of places for records and a fixed number of texts (one per label, say); a record stands
+behind one of the texts. All texts of a batch advance together, a token a step; every place's row is fed the token of
+its text. Several batches are decoded side by side, and a batch that is done makes room for the next.
+
+What a record may move is what `privacy/mechanism.py` says and nothing else: the number of rows and their width are
+fixed by settings, an empty place is computed like any other (behind the public prompt) and then left out, and when
+rows come and go depends on texts alone, which are the mechanism's output. So one record's presence cannot change
+another's scores, not even by the rounding of a differently shaped product.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tutelage.privacy.ledger import Reservation
+from tutelage.privacy.mechanism import PrivatePrediction
+from tutelage.teachers.engines.base import Generation
+from tutelage.teachers.engines.transformers import additive_mask, check_length, end_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Member:
+    """A record's place in a batch."""
+
+    text: int
+    """Which of the batch's texts it stands behind."""
+    prompt: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What some texts are written from."""
+
+    public: tuple[str, ...]
+    """A prompt without any record for every text."""
+    members: tuple[Member | None, ...]
+    """As many places in every batch; None: no record."""
+
+
+class PrivateDecoder:
+    """Writes texts over batches of records with a local model.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        tokenizer: Its tokenizer.
+        batch_rows: Rows computed together, at most; never fewer than one batch has.
+        prompt_tokens: Every prompt's width. Longer ones keep their end, which asks for the text.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, prompt_tokens: int
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_rows, self.prompt_tokens = batch_rows, prompt_tokens
+
+    def write(
+        self,
+        batches: Sequence[Batch],
+        mechanism: PrivatePrediction,
+        reservation: Reservation,
+        *,
+        stop: str,
+        ends: set[int] | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:
+        """Write one text for every public prompt.
+
+        Args:
+            batches: All with as many texts and as many places.
+            mechanism: How a token is drawn; its `batch` divides, however many places there are.
+            reservation: What the texts cost; used up here.
+            stop: The text is cut where this first appears, and counts as finished.
+            ends: Ids that end a text; None: the model's own.
+            on_progress: Called with the number of texts just finished.
+
+        Returns:
+            A list of texts for every batch, in order.
+
+        Raises:
+            PrivacyError: the reservation has been used.
+            UserError: texts may become longer than what the model attends to.
+        """
+        import torch
+
+        if not batches:
+            return []
+        shape = (len(batches[0].public), len(batches[0].members))
+        if any((len(one.public), len(one.members)) != shape for one in batches):
+            raise ValueError("batches must all have as many texts and as many places")
+        check_length(self.model, self.prompt_tokens + mechanism.max_tokens)
+        ends = end_tokens(self.model, self.tokenizer) if ends is None else ends
+        reservation.use()
+        texts: list[list[_Text]] = [[_Text() for _ in batch.public] for batch in batches]
+        waiting = deque(range(len(batches)))
+        with torch.inference_mode():
+            slots = _Slots(self, shape, min(len(batches), max(1, self.batch_rows // sum(shape))), mechanism.max_tokens)
+            while waiting or slots.running:
+                # A few at a time: reading prompts one batch at a time would waste the processor.
+                if waiting and (not slots.running or len(slots.free) >= max(1, slots.count // 4)):
+                    taken = [waiting.popleft() for _ in range(min(len(waiting), len(slots.free)))]
+                    slots.read({i: batches[i] for i in taken})
+                drawn = slots.draw(mechanism)
+                for index, row in drawn.items():
+                    for text, token in zip(texts[index], row, strict=True):
+                        text.add(token, ends, stop, self.tokenizer)
+                done = [
+                    index
+                    for index in drawn
+                    if slots.length(index) == mechanism.max_tokens or all(text.finished for text in texts[index])
+                ]
+                for index in done:
+                    slots.leave(index)
+                    if on_progress:
+                        on_progress(shape[0])
+                if not waiting:
+                    slots.shrink()
+                slots.feed({index: row for index, row in drawn.items() if index not in done})
+        return [[text.generation(stop, self.tokenizer) for text in row] for row in texts]
+
+
+class _Text:
+    """A text being written."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.finished = False
+
+    def add(self, token: int, ends: set[int], stop: str, tokenizer: Any) -> None:
+        """Take a drawn token, unless the text is finished already."""
+        if self.finished:
+            return
+        if token in ends:
+            self.finished = True
+            return
+        self.tokens.append(token)
+        window = len(stop.encode())  # a token is at least one byte of the stop string
+        self.finished = stop in tokenizer.decode(self.tokens[-window:])
+
+    def generation(self, stop: str, tokenizer: Any) -> Generation:
+        text, found, _ = tokenizer.decode(self.tokens, skip_special_tokens=True).partition(stop)
+        return Generation(text, self.finished or bool(found))
+
+
+class _Slots:
+    """The rows being decoded: `count` slots of one batch each, with their keys and values."""
+
+    def __init__(self, decoder: PrivateDecoder, shape: tuple[int, int], count: int, max_tokens: int) -> None:
+        self.model, self.tokenizer, self.width = decoder.model, decoder.tokenizer, decoder.prompt_tokens
+        self.texts, self.places, self.count = *shape, count
+        self.rows = self.texts + self.places
+        self.cache = _Cache(self.model, count * self.rows, self.width + max_tokens)
+        self.head = _Head(self.model)
+        self.running: dict[int, int] = {}
+        """Batch -> its slot."""
+        self.free = list(range(count))
+        self.lengths = [0] * count
+        """Tokens drawn in each slot."""
+        self.behind: torch.Tensor  # (count, places): the text each place stands behind
+        self.present: torch.Tensor  # (count, places)
+        self.prompt_mask: torch.Tensor  # (count * rows, width)
+        self.state: torch.Tensor  # (count, rows, size): what the head reads
+        self._allocate()
+
+    def _allocate(self) -> None:
+        import torch
+
+        device = self.model.device
+        self.behind = torch.zeros(self.count, self.places, dtype=torch.long, device=device)
+        self.present = torch.zeros(self.count, self.places, dtype=torch.bool, device=device)
+        self.prompt_mask = torch.ones(self.count * self.rows, self.width, dtype=torch.bool, device=device)
+        self.state = torch.zeros(self.count, self.rows, self.head.size, dtype=self.model.dtype, device=device)
+
+    def length(self, batch: int) -> int:
+        return self.lengths[self.running[batch]]
+
+    def leave(self, batch: int) -> None:
+        self.free.append(self.running.pop(batch))
+
+    def read(self, batches: dict[int, Batch]) -> None:
+        """Run the prompts of some batches and give each a slot."""
+        import torch
+        from transformers import DynamicCache
+
+        slots = [self.free.pop() for _ in batches]
+        ids, mask = self._encode([row for batch in batches.values() for row in _prompts(batch)])
+        cache = DynamicCache()
+        hidden = self.head.run(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        slot_rows = torch.tensor([slot * self.rows + r for slot in slots for r in range(self.rows)], device=ids.device)
+        self.cache.put(slot_rows, cache)
+        self.prompt_mask[slot_rows] = mask.bool()
+        for at, (slot, (index, batch)) in enumerate(zip(slots, batches.items(), strict=True)):
+            self.running[index], self.lengths[slot] = slot, 0
+            self.state[slot] = hidden[at * self.rows : (at + 1) * self.rows]
+            self.behind[slot] = torch.tensor([member.text if member else 0 for member in batch.members])
+            self.present[slot] = torch.tensor([member is not None for member in batch.members])
+
+    def _encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        encoded = [self.tokenizer(one, add_special_tokens=False)["input_ids"][-self.width :] for one in prompts]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = [[pad] * (self.width - len(row)) + row for row in encoded]
+        mask = [[0] * (self.width - len(row)) + [1] * len(row) for row in encoded]
+        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    def draw(self, mechanism: PrivatePrediction) -> dict[int, list[int]]:
+        """The next token of every text of every running batch."""
+        import torch
+
+        slots = torch.tensor(list(self.running.values()), device=self.state.device)
+        state = self.state[slots]  # (S, rows, size)
+        public = self.head.scores(state[:, : self.texts])  # (S, texts, V)
+        allowed = mechanism.candidates(public.flatten(0, 1))  # (S * texts, V)
+        # The allowed ones first, in an order that ties can't change; as many columns as the longest row needs.
+        order = torch.where(allowed, public.flatten(0, 1).float(), -torch.inf)
+        chosen = order.topk(int(allowed.sum(-1).max()), dim=-1).indices  # (S * texts, K)
+        allowed = allowed.gather(-1, chosen)
+        private = self.head.scores_of(state[:, self.texts :], chosen.view(len(slots), self.texts, -1))
+        every = torch.arange(self.texts, device=slots.device)[None, :, None]
+        present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
+        scores = mechanism.scores(public.flatten(0, 1).gather(-1, chosen), private.flatten(0, 1), present.flatten(0, 1))
+        index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
+        tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
+        for slot in slots.tolist():
+            self.lengths[slot] += 1
+        return dict(zip(self.running, tokens, strict=True))
+
+    def feed(self, drawn: dict[int, list[int]]) -> None:
+        """Run the drawn tokens: every public row its own, every place that of the text it stands behind."""
+        import torch
+
+        if not drawn:
+            return
+        device = self.state.device
+        tokens = torch.zeros(self.count, self.texts, dtype=torch.long, device=device)
+        for index, row in drawn.items():
+            tokens[self.running[index]] = torch.tensor(row, device=device)
+        ids = torch.cat([tokens, tokens.gather(1, self.behind)], dim=1).flatten()[:, None]
+        lengths = torch.tensor(self.lengths, device=device).clamp(min=1).repeat_interleave(self.rows)
+        longest = max(self.lengths[slot] for slot in self.running.values())
+        fed = torch.arange(longest, device=device)[None] < lengths[:, None]  # (rows, longest)
+        mask = torch.cat([self.prompt_mask, fed], dim=1)
+        self.cache.columns = self.width + lengths - 1
+        self.cache.used = self.width + longest
+        hidden = self.head.run(
+            input_ids=ids,
+            attention_mask=additive_mask(mask[:, None, None], self.model.dtype),
+            position_ids=(self.prompt_mask.sum(1) + lengths - 1)[:, None],
+            past_key_values=self.cache.made,
+            use_cache=True,
+        )
+        self.state = hidden.view(self.count, self.rows, -1)
+
+    def shrink(self) -> None:
+        """Drop the slots of finished batches once they are half of all: nothing waits for them any more."""
+        import torch
+
+        if not self.running or 2 * len(self.running) > self.count:
+            return
+        kept = list(self.running.values())
+        slots = torch.tensor(kept, device=self.state.device)
+        rows = (slots[:, None] * self.rows + torch.arange(self.rows, device=slots.device)).flatten()
+        self.cache.keep(rows)
+        self.behind, self.present, self.state = self.behind[slots], self.present[slots], self.state[slots]
+        self.prompt_mask = self.prompt_mask[rows]
+        self.lengths = [self.lengths[slot] for slot in kept]
+        self.running = {index: at for at, index in enumerate(self.running)}
+        self.count, self.free = len(kept), []
+
+
+def _prompts(batch: Batch) -> list[str]:
+    """A prompt for every row; an empty place runs the first public one, and what comes of it is not used."""
+    return [*batch.public, *(member.prompt if member else batch.public[0] for member in batch.members)]
+
+
+class _Head:
+    """A model as body and vocabulary head, so that private rows are scored on the candidates alone.
+
+    Where the model does more to its logits than multiply (it caps or scales them), `state` holds whole logits instead.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self.model, self.body, self.head = model, model.get_decoder(), model.get_output_embeddings()
+        probe = torch.arange(4, device=model.device)[None]
+        with torch.inference_mode():
+            split = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state[:, -1])
+            whole = model(input_ids=probe, use_cache=False, logits_to_keep=1).logits[:, -1]
+        self.plain = bool(torch.equal(split, whole))
+        self.size: int = self.head.weight.shape[1] if self.plain else whole.shape[-1]
+
+    def run(self, **inputs: Any) -> torch.Tensor:
+        """The last position's state (rows, size)."""
+        if self.plain:
+            state: torch.Tensor = self.body(**inputs).last_hidden_state[:, -1]
+        else:
+            state = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return state
+
+    def scores(self, state: torch.Tensor) -> torch.Tensor:
+        """(..., size) -> (..., V)."""
+        return self.head(state) if self.plain else state
+
+    def scores_of(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(S, places, size) and tokens (S, texts, K) -> (S, texts, places, K)."""
+        import torch
+
+        texts = tokens.shape[1]
+        if not self.plain:
+            wide = state[:, None].expand(-1, texts, -1, -1)
+            return wide.gather(-1, tokens[:, :, None].expand(-1, -1, state.shape[1], -1))
+        found = torch.einsum("smd,sykd->symk", state, self.head.weight[tokens])
+        if self.head.bias is not None:
+            found = found + self.head.bias[tokens][:, :, None]
+        return found
+
+
+class _Cache:
+    """Keys and values of all rows, allocated once and written in place, each row at a column of its own."""
+
+    def __init__(self, model: Any, rows: int, capacity: int) -> None:
+        from transformers import DynamicCache
+
+        self.rows, self.capacity, self.used = rows, capacity, 0
+        self.columns: torch.Tensor
+        self.layers: list[Any] = [_layer(self) for _ in range(model.config.get_text_config().num_hidden_layers)]
+        self.made = DynamicCache()
+        self.made.layers = self.layers
+
+    def put(self, rows: torch.Tensor, prompts: Any) -> None:
+        """Copy the keys and values of prompts into rows."""
+        for own, layer in zip(self.layers, prompts.layers, strict=True):
+            own.put(rows, layer.keys, layer.values)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep some rows only."""
+        self.rows = len(rows)
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+
+def _layer(owner: _Cache) -> Any:
+    """One layer's keys and values (rows, heads, capacity, head size), as transformers' caches hold them."""
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    class Layer(DynamicLayer):
+        keys: torch.Tensor
+        values: torch.Tensor
+
+        def put(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+            if not self.is_initialized:
+                shape = (owner.rows, keys.shape[1], owner.capacity, keys.shape[3])
+                self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
+                self.is_initialized = True
+            self.keys[rows, :, : keys.shape[2]] = keys
+            self.values[rows, :, : values.shape[2]] = values
+
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            every = torch.arange(owner.rows, device=key_states.device)
+            self.keys[every, :, owner.columns] = key_states[:, :, 0]
+            self.values[every, :, owner.columns] = value_states[:, :, 0]
+            return self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
+
+        def get_seq_length(self) -> int:
+            return owner.used
+
+    return Layer()
