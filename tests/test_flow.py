@@ -230,6 +230,7 @@ def test_killed_anywhere_and_resumed_gives_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a process and a Prefect server for every one of some 25 stages
 def test_killed_in_every_stage_and_resumed_gives_the_same(
     mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +256,11 @@ def kill_and_resume(
     if stops is None:
         named = [str(path.relative_to(run.dir.stages).with_suffix("")) for path in files_below(run.dir.stages)]
         stops = tuple(sorted(named, key=lambda name: run.dir.manifest_path(name).stat().st_mtime))[1:]
+    killed = 0
     for stop in stops:
+        if open_run(broken).dir.manifest_path(stop).exists():
+            continue  # so quick that it was done before the kill in the stage before it came
+        killed += 1
         before = {path: path.stat().st_mtime_ns for path in files_below(broken / "stages")}
         said = folder / f"said-{stop.replace('/', '-')}"
         process = start("honest", "resume", str(broken), output=said)
@@ -269,6 +274,7 @@ def kill_and_resume(
         assert servers
         assert not psutil.wait_procs(servers, timeout=20)[1], "the embedded server outlives its killed run"
         assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished stage was written again"
+    assert killed > len(stops) / 2
     code, said_last = drive("honest", "resume", str(broken), output=folder / "said-last")
     assert code == 0, said_last[-2000:]
     assert "done before" in said_last

@@ -359,5 +359,6 @@ def test_killed_a_few_times_nothing_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each starts a process of its own
 def test_killed_two_hundred_times_nothing_is_lost(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 200)
