@@ -137,15 +137,14 @@ class Seen:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1])
 def test_a_record_replaced_by_null_moves_its_own_texts_scores_and_by_no_more_than_c_over_b(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, place: int
 ) -> None:
     model, tokenizer = load_model(make_tiny_model(tmp_path / "base"), dtype=dtype)
     work = batches(3, places=3)
     member = work[1].members[place]
-    if member is None:
-        pytest.skip("an empty place")
+    assert member is not None
     neighbour = Batch(work[1].public, (*work[1].members[:place], None, *work[1].members[place + 1 :]))
     one = mechanism(clip=3.0)
     runs = []
