@@ -99,7 +99,7 @@ def index(run: Run, silo: str) -> Done:
 # ---- teach, screen, aggregate -----------------------------------------------------------------------------------
 
 
-@stage(version=1)
+@stage(version=2)
 def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts and wordings of an instruction, into the silo's vault."""
     recipe, records = run.recipe, layout.records(run, silo)
@@ -167,7 +167,7 @@ def aggregate(run: Run, round: int) -> Done:
 # ---- learn, measure, attack -------------------------------------------------------------------------------------
 
 
-@stage(version=1)
+@stage(version=2)
 def learn(run: Run, round: int) -> Done:
     """Train the student on the lessons. Its adapter stays in the vault until the gate has passed it."""
     recipe = run.recipe
@@ -216,7 +216,7 @@ def measure(run: Run, round: int) -> Done:
     return [], {"metrics": _dump(metrics), "topics": topics}
 
 
-@stage(version=1)
+@stage(version=2)
 def upper_line(run: Run, round: int) -> Done:
     """The same student on as many original records: what no privacy would give. It never leaves the vault."""
     recipe = run.recipe
