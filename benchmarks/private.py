@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import dp_accounting as dp
 import torch
 from transformers import DynamicCache
 
@@ -48,7 +47,7 @@ def main() -> None:
 
     def ours(groups: int) -> None:
         work = [Batch((prompt,), (Member(0, prompt),) * options.batch)] * groups
-        decoder.write(work, mechanism, Reservation(0, dp.NoOpDpEvent()), stop="\0", ends=set())
+        decoder.write(work, mechanism, Reservation(0, mechanism.event()), stop="\0", ends=set())
 
     def own(groups: int) -> None:
         sampling = Sampling(options.new_tokens, 1.0, 1.0, 100, stop="\0")

@@ -58,12 +58,12 @@ class NoisyHistogram:
             `bins` whole numbers, some of which may be negative. What is done with them is free.
 
         Raises:
-            PrivacyError: the reservation has been used.
+            PrivacyError: the reservation has been used, or does not cover this.
             ValueError: a choice that is no bin.
         """
         if any(choice is not None and not 0 <= choice < bins for choice in choices):
             raise ValueError("a choice is outside the bins")
-        reservation.use()
+        reservation.use(self.event())
         counts = [0] * bins
         for choice in choices:
             if choice is not None:

@@ -85,12 +85,17 @@ class Reservation:
     def __init__(self, number: int, event: DpEvent) -> None:
         self.number, self.event, self._used = number, event, False
 
-    def use(self) -> None:
+    def use(self, event: DpEvent) -> None:
         """Call before the first private token is read.
 
+        Args:
+            event: What is going to happen.
+
         Raises:
-            PrivacyError: it has been used.
+            PrivacyError: it has been used, or was made for less than this costs.
         """
+        if not accounting.rho_of(event) <= accounting.rho_of(self.event) * (1 + 1e-9):
+            raise PrivacyError("a reservation does not cover what it is used for")
         if self._used:
             raise PrivacyError("a reservation is used once: reserve anew")
         self._used = True

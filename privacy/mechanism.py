@@ -39,7 +39,7 @@ class PrivatePrediction:
     temperature: float
     """τ"""
     top_k: int
-    """How many tokens, by public score, may be drawn, and those that could overtake them."""
+    """How many tokens, by public score, may be drawn; those that one record could lift among them come on top."""
     max_tokens: int
     """T: draws of a text, the one that ends it included."""
 
@@ -75,7 +75,7 @@ class PrivatePrediction:
         """zCDP of one draw: C² / (2B²τ²).
 
         Scores that move by at most s change log-odds at temperature τ by at most 2s/τ: the draw is (2s/τ)-bounded
-        range, and η-bounded range is η²/8-zCDP (Cesar & Rogers 2021, arXiv:2004.07223, lemma 3.2).
+        range, and η-bounded range is η²/8-zCDP (Cesar & Rogers 2021, arXiv:2004.07223).
         """
         return 0.5 * (self.sensitivity / self.temperature) ** 2
 

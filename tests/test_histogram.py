@@ -21,7 +21,7 @@ UNLIKELY = 1e-7
 
 
 def reservation() -> Reservation:
-    return Reservation(1, dp.NoOpDpEvent())
+    return Reservation(1, dp.NonPrivateDpEvent())
 
 
 def fits(drawn: list[int], weight: dict[int, float]) -> float:

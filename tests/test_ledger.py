@@ -104,9 +104,11 @@ def test_settling_gives_nothing_back(tmp_path: Path) -> None:
 
 def test_a_reservation_serves_once_and_here(tmp_path: Path) -> None:
     reservation = begin(tmp_path).reserve(TENTH)
-    reservation.use()
+    with pytest.raises(PrivacyError, match="does not cover"):
+        reservation.use(dp.SelfComposedDpEvent(TENTH, 2))
+    reservation.use(TENTH)
     with pytest.raises(PrivacyError, match="once"):
-        reservation.use()
+        reservation.use(TENTH)
     with pytest.raises(PrivacyError, match="pickled"):
         pickle.dumps(reservation)
 

@@ -35,7 +35,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 def reservation() -> Reservation:
-    return Reservation(1, dp.NoOpDpEvent())
+    return Reservation(1, dp.NonPrivateDpEvent())
 
 
 def mechanism(**changes: Any) -> PrivatePrediction:
@@ -214,6 +214,14 @@ def test_a_reservation_is_used_up(loaded: tuple[Any, Any]) -> None:
     decoder.write(batches(1), mechanism(), spent, stop=STOP, ends=set())
     with pytest.raises(PrivacyError, match="once"):
         decoder.write(batches(1), mechanism(), spent, stop=STOP, ends=set())
+
+
+def test_a_reservation_must_cover_the_texts(loaded: tuple[Any, Any]) -> None:
+    one = mechanism()
+    for event in (dp.NoOpDpEvent(), dp.ZCDpEvent(0.99 * one.rho_per_token * one.max_tokens)):
+        with pytest.raises(PrivacyError, match="does not cover"):
+            PrivateDecoder(*loaded, 64, 40).write(batches(1), one, Reservation(1, event), stop=STOP)
+    PrivateDecoder(*loaded, 64, 40).write(batches(1), one, Reservation(1, one.event()), stop=STOP)
 
 
 def test_batches_of_two_shapes_or_too_long(loaded: tuple[Any, Any]) -> None:

@@ -77,7 +77,7 @@ class PrivateDecoder:
         Args:
             batches: All with as many texts and as many places.
             mechanism: How a token is drawn; its `batch` divides, however many places there are.
-            reservation: What the texts cost; used up here.
+            reservation: What they cost, a record being in one batch only; used up here.
             stop: The text is cut where this first appears, and counts as finished.
             ends: Ids that end a text; None: the model's own.
             on_progress: Called with the number of texts just finished.
@@ -86,7 +86,7 @@ class PrivateDecoder:
             A list of texts for every batch, in order.
 
         Raises:
-            PrivacyError: the reservation has been used.
+            PrivacyError: the reservation has been used, or does not cover one text of every batch.
             UserError: texts may become longer than what the model attends to.
         """
         import torch
@@ -98,7 +98,7 @@ class PrivateDecoder:
             raise ValueError("batches must all have as many texts and as many places")
         check_length(self.model, self.prompt_tokens + mechanism.max_tokens)
         ends = end_tokens(self.model, self.tokenizer) if ends is None else ends
-        reservation.use()
+        reservation.use(mechanism.event())
         texts: list[list[_Text]] = [[_Text() for _ in batch.public] for batch in batches]
         waiting = deque(range(len(batches)))
         with torch.inference_mode():
