@@ -73,6 +73,11 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         source = source.model_copy(update={"path": (folder / source.path).resolve()})
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"records": source})})
 
+    formal = recipe.formal
+    if formal and formal.ledgers and not formal.ledgers.is_absolute():
+        formal = formal.model_copy(update={"ledgers": (folder / formal.ledgers).resolve()})
+        recipe = recipe.model_copy(update={"privacy": formal})
+
     def model(name: str) -> str:
         return str((folder / name).resolve()) if (folder / name).is_dir() else name
 
@@ -166,6 +171,8 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
             remedy = f"did you mean {close!r}?"
     elif first["type"] == "missing":
         message = "this key is missing"
+    elif first["type"] == "union_tag_not_found":
+        message = f"it needs the key {first['ctx']['discriminator']}, which says what the other keys mean"
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
     return UserError(message, file=path, key=".".join(where) if where else None, remedy=remedy)
@@ -174,7 +181,7 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
 def _location(location: Sequence[int | str]) -> list[str]:
     """Where in the recipe an error lies, without what pydantic adds and the user never wrote."""
     parts = [str(part) for part in location]
-    for union in (["task"], ["data", "records"]):
+    for union in (["task"], ["privacy"], ["data", "records"]):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # the tag that chose the union's member
     if parts[:2] == ["student", "target_modules"]:

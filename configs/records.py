@@ -7,7 +7,7 @@ inside `privacy` from a vault record, or from a lesson that has been released.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,9 @@ class Example(Frozen):
         return [turn.model_dump() for turn in turns]
 
 
+Mechanism = Literal["screened", "private_prediction", "private_evolution"]
+
+
 class Lesson(Frozen):
     """A released synthetic example or instruction. Made and signed by `privacy/release.py` only."""
 
@@ -57,8 +60,9 @@ class Lesson(Frozen):
     """The synthetic text; for an instruction, the instruction itself."""
     completion: str
     """The label or the answer; empty for an instruction."""
-    mechanism: Literal["screened"] = "screened"
-    """How it was protected. `screened`: PII replaced and copies dropped; hygiene, no formal guarantee."""
+    mechanism: Mechanism
+    """How it was protected. `screened`: PII replaced and copies dropped; hygiene, no formal guarantee. The others:
+    written under differential privacy, and the silo's certificate of the round says what that is worth."""
     prompt_version: str
     """Version of the teacher's prompt that led to it."""
     signature: str
@@ -132,6 +136,53 @@ class SiloCounts(Frozen):
     released: int
 
 
+class Spend(Frozen):
+    """One entry of a certificate: something that was done to a silo's units under differential privacy."""
+
+    what: Literal["label_counts", "teach", "vote"]
+    round: int
+    event: dict[str, Any]
+    """A dp-accounting event, as `privacy.accounting.event_to_json` writes it."""
+    parts: int
+    """How many disjoint parts of the silo it was done to; together they cost what one costs."""
+    parameters: dict[str, float | int | str]
+    """The mechanism's: clip, batch, temperature and the like. They imply the event."""
+
+
+class Certificate(Frozen):
+    """What one silo's lessons of a run are guaranteed to give away at most. Signed by the silo."""
+
+    run_id: str
+    silo: str
+    round: int
+    """It covers this round and those before it."""
+    mechanism: Mechanism
+    unit: Literal["record", "owner"]
+    units: int
+    """N"""
+    adjacency: str
+    delta: float
+    epsilon: float
+    """An upper bound, of everything this run has released about any one unit of the silo."""
+    epsilon_asked: float
+    """What the recipe allows the whole run."""
+    epsilon_ledger: float
+    """The same of everything the silo's ledger holds, other runs included."""
+    spends: tuple[Spend, ...]
+    not_charged: tuple[str, ...]
+    """What was used or released beside that, and why it costs nothing here, in sentences."""
+    ledger: str
+    """The ledger's name: the silo's fingerprint."""
+    ledger_head: str
+    """sha256 (hex) of the ledger's last line when this was written."""
+    lessons_digest: str
+    """sha256 (hex) of the released lessons' file."""
+    version: str
+    """Of tutelage."""
+    signature: str
+    """Ed25519 signature (hex) of the silo over all other fields."""
+
+
 class RoundReport(Frozen):
     """Everything measured in one round. Holds no private text and no time stamp (digests must repeat)."""
 
@@ -141,6 +192,8 @@ class RoundReport(Frozen):
     recipe_digest: str
     protection: str
     """What the lessons' protection is and is not, in a sentence."""
+    certificates: tuple[Certificate, ...] = ()
+    """One per silo under a formal mechanism, none where lessons were screened only."""
     instruction: str
     """The released instruction the student was given."""
     silos: tuple[SiloCounts, ...]

@@ -20,10 +20,16 @@ class Section(Frozen):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic would read `silos: yes` as 1
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("true or false cannot stand here")
+        if info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            return not_a_boolean(value)
         return value
+
+
+def not_a_boolean(value: Any) -> Any:
+    """The value, unless it is true or false: pydantic would read `silos: yes` as 1."""
+    if isinstance(value, bool):
+        raise ValueError("true or false cannot stand here")
+    return value
 
 
 class ClassificationTask(Frozen):
@@ -59,6 +65,8 @@ class Columns(Frozen):
     id: str | None = None
     silo: str | None = None
     """Column naming the silo; None: records are dealt out at random."""
+    owner: str | None = None
+    """Column naming whose record it is (a sender, a patient, an account), for `privacy.unit: owner`."""
 
 
 class SpamAssassinData(Frozen):
@@ -121,6 +129,71 @@ class TeachConfig(Section):
     """How often a prompt is sampled again while fewer than `keep_per_prompt` of its drafts fit."""
     instruction: Literal["teacher", "description"] = "teacher"
     """`teacher`: the silo's teacher words one; `description`: use the task's public description."""
+
+
+class Screened(Frozen):
+    """No formal guarantee: what teachers write is compared with the silo's records, and copies are dropped."""
+
+    mechanism: Literal["screened"] = "screened"
+
+
+class FormalPrivacy(Frozen):
+    """What the formal mechanisms share: an ε for the whole run, every silo alike."""
+
+    # pydantic wants the field that tells a union's members apart to have no validator, so this is no `Section`
+    _numbers = field_validator("epsilon", "delta", "budget", "label_counts_share", "vote_share", mode="before")(
+        not_a_boolean
+    )
+
+    epsilon: float = Field(ge=0, allow_inf_nan=False)
+    """Of everything the run releases about one unit, all rounds together; adjacency: replace-by-null."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """None: 1/(N ln N) for a silo of N units, the largest that means anything."""
+    unit: Literal["record", "owner"] = "record"
+    """What is protected as a whole. `owner` needs `data.records.columns.owner`."""
+    budget: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """The ε that all runs together may ever spend on a silo; fixed when its ledger is begun. None: `epsilon`."""
+    ledgers: Path | None = None
+    """Folder of the silos' ledgers. None: `ledgers` beside the run folder."""
+    label_counts: Literal["noised", "public"] = "noised"
+    """How often each label occurs in a silo. `public`: declared to be no secret, and used and reported as it is."""
+    label_counts_share: float = Field(0.02, gt=0, lt=0.5)
+    """Share of the run's ρ (zCDP) that noised label counts cost."""
+    vote_share: float = Field(0.1, gt=0, lt=0.9)
+    """Share of what is left of ρ that votes cost, where `aggregate.method` is `vote`."""
+    brackets: bool = True
+    """Run ε = 0 and ε = ∞ beside the asked ε on the same work. What ε = ∞ writes never leaves the vault."""
+
+
+class PrivatePredictionPrivacy(FormalPrivacy):
+    """Every token is drawn from clipped differences of private to public scores (InvisibleInk)."""
+
+    mechanism: Literal["private_prediction"]
+    _whole = field_validator("batch_units", "instruction_units", "reference_tokens", mode="before")(not_a_boolean)
+
+    batch_units: int = Field(16, ge=1, le=4096)
+    """Private units behind the texts of one batch: one text per label (for `generation`: one)."""
+    instruction_units: int = Field(0, ge=0, le=4096)
+    """Private units behind the silo's wording of the instruction, apart from all others. 0: no such wording."""
+    reference_tokens: int = Field(80, ge=8)
+    """Records are cut to this many tokens in prompts."""
+
+
+class PrivateEvolutionPrivacy(FormalPrivacy):
+    """Candidates are written without private text; units vote for the nearest, and the winners are varied."""
+
+    mechanism: Literal["private_evolution"]
+    _whole = field_validator("iterations", "candidates_per_label", mode="before")(not_a_boolean)
+
+    iterations: int = Field(3, ge=1, le=50)
+    """Votes in a round."""
+    candidates_per_label: int = Field(32, ge=2, le=10_000)
+    """Texts voted on at a time."""
+
+
+PrivacyConfig = Annotated[
+    Screened | PrivatePredictionPrivacy | PrivateEvolutionPrivacy, Field(discriminator="mechanism")
+]
 
 
 class ScreenConfig(Section):
@@ -224,6 +297,7 @@ class Recipe(Section):
     task: Task
     data: DataConfig = DataConfig()
     teach: TeachConfig = TeachConfig()
+    privacy: PrivacyConfig = Screened()
     screen: ScreenConfig = ScreenConfig()
     aggregate: AggregateConfig = AggregateConfig()
     student: StudentConfig = StudentConfig()
@@ -239,4 +313,42 @@ class Recipe(Section):
             isinstance(self.task, ClassificationTask) and set(self.task.labels) == {"ham", "spam"}
         ):
             raise ValueError("task must be a classification with the labels 'ham' and 'spam' for this data")
+        if isinstance(self.privacy, FormalPrivacy):
+            self._check_formal(self.privacy)
         return self
+
+    def _check_formal(self, privacy: FormalPrivacy) -> None:
+        for key in _ONLY_SCREENED:
+            if getattr(self.teach, key) != TeachConfig.model_fields[key].default:
+                raise ValueError(
+                    f"teach.{key} is of use to screened teachers only: under a formal mechanism a text is drawn once, "
+                    "from prompts of one record each; remove it"
+                )
+        if privacy.unit == "owner" and self._owner_column is None:
+            raise ValueError("privacy.unit is owner, but data.records.columns.owner names no column")
+
+    @property
+    def _owner_column(self) -> str | None:
+        source = self.data.records
+        return source.columns.owner if isinstance(source, FileData) else None
+
+    @property
+    def min_records_per_label(self) -> int:
+        """Fewest records of a label (for `generation`: in all) that a silo can teach from."""
+        return 1 if self.formal else self.teach.references_per_prompt + 1
+
+    @property
+    def formal(self) -> PrivatePredictionPrivacy | PrivateEvolutionPrivacy | None:
+        """The privacy section where it promises an ε; None where lessons are screened only."""
+        return None if isinstance(self.privacy, Screened) else self.privacy
+
+
+_ONLY_SCREENED = (
+    "references_per_prompt",
+    "drafts_per_prompt",
+    "keep_per_prompt",
+    "max_retries",
+    "top_p",
+    "instruction",
+)
+"""Keys of `teach` that only screened teachers read."""

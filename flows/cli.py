@@ -93,7 +93,7 @@ def validate(
         from tutelage.privacy.sources import load_records
 
         loaded = load_records(checked.data, checked.task, fetch_mail)
-        dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.teach.references_per_prompt + 1)
+        dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.min_records_per_label)
         found = f"; {len(loaded.records)} records, {len(dealt.silos)} silos, {len(dealt.test)} for testing"
     typer.echo(f"{recipe}: fine{found}")
 

@@ -38,15 +38,20 @@ def distill(run_dir: str) -> dict[str, object]:
         # From here on only what was released is read, but for the silos' own votes and audits.
         votes = [stages.vote(run_dir, round, silo, after=[indexed[silo], *screened]) for silo in silos]
         lessons = stages.aggregate(run_dir, round, after=[*screened, *votes])
+        certified = [stages.certify(run_dir, round, silo, after=[*screened, *votes]) for silo in silos]
         student = stages.learn(run_dir, round, after=[lessons])
 
         # What it is worth, and what it gives away.
         measured = stages.measure(run_dir, round, after=[prepared, lessons, student])
         upper = stages.upper_line(run_dir, round, after=[prepared, lessons])
+        brackets = []
+        for bracket in prepared["facts"]["brackets"]:
+            written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
+            brackets.append(stages.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
         attacked = stages.attack(run_dir, round, after=[prepared, student])
         audits = [stages.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
-        judged = stages.judge_round(run_dir, round, after=[measured, upper, attacked, *audits])
+        judged = stages.judge_round(run_dir, round, after=[measured, upper, *brackets, attacked, *certified, *audits])
         stages.publish_student(run_dir, round, after=[student, judged])
         passed[str(round)] = judged["facts"]["passed"]
     return passed

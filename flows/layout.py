@@ -32,12 +32,43 @@ def embeddings_path(run: Run, silo: str) -> Path:
     return run.dir.silo(silo) / "embeddings.npy"
 
 
+def owners(run: Run, silo: str) -> dict[str, str]:
+    """Record id -> owner."""
+    found: dict[str, str] = json.loads(owners_path(run, silo).read_text())
+    return found
+
+
+def owners_path(run: Run, silo: str) -> Path:
+    return run.dir.silo(silo) / "owners.json"
+
+
+def label_counts_path(run: Run, silo: str) -> Path:
+    """Noised counts, kept so that a resumed run need not buy them again."""
+    return run.dir.silo(silo) / "label_counts.json"
+
+
+def deal_path(run: Run, round: int, silo: str) -> Path:
+    """Which records stand behind which texts of a round."""
+    return run.dir.silo(silo) / f"round-{round}" / "deal.json"
+
+
+def journal_path(run: Run, round: int, silo: str, bracket: str | None = None) -> Path:
+    """Texts of a formal mechanism as they are written; `bracket`: of ε = 0 or ε = ∞."""
+    return run.dir.silo(silo) / f"round-{round}" / f"written{f'-epsilon-{bracket}' if bracket else ''}.jsonl"
+
+
+def ledgers_path(run: Run) -> Path:
+    """The folder of ledgers: outside the run, for they outlive it."""
+    formal = run.recipe.formal
+    return formal.ledgers if formal and formal.ledgers else run.dir.root.parent / "ledgers"
+
+
 def key_path(run: Run, silo: str) -> Path:
     return run.dir.silo(silo) / "key.pem"
 
 
-def drafts_path(run: Run, round: int, silo: str) -> Path:
-    return run.dir.silo(silo) / f"round-{round}" / "drafts.jsonl"
+def drafts_path(run: Run, round: int, silo: str, bracket: str | None = None) -> Path:
+    return run.dir.silo(silo) / f"round-{round}" / f"drafts{f'-epsilon-{bracket}' if bracket else ''}.jsonl"
 
 
 def evaluation_path(run: Run, name: str) -> Path:
@@ -48,6 +79,16 @@ def evaluation_path(run: Run, name: str) -> Path:
 def adapter_path(run: Run, round: int) -> Path:
     """The student of a round, in the vault whether or not it passes."""
     return run.dir.vault / f"round-{round}" / "adapter"
+
+
+def bracket_path(run: Run, round: int, bracket: str) -> Path:
+    """The student on what a bracket's teachers wrote. Never leaves the vault."""
+    return run.dir.vault / f"round-{round}" / f"epsilon-{bracket}"
+
+
+def certificate_path(run: Run, round: int, silo: str) -> Path:
+    """What a silo's lessons are guaranteed to give away at most."""
+    return _released(run, round) / "certificates" / f"{silo}.json"
 
 
 def upper_line_path(run: Run, round: int) -> Path:
@@ -79,12 +120,12 @@ def report_path(run: Run, round: int) -> Path:
 
 def lessons(run: Run, round: int) -> LessonSet:
     """The lessons the round's student learns from; every signature is verified."""
-    return LessonSet.load(lessons_path(run, round), run.id, _public_keys(run))
+    return LessonSet.load(lessons_path(run, round), run.id, public_keys(run))
 
 
 def all_lessons(run: Run, round: int) -> LessonSet:
     """Everything released up to a round, instructions included; every signature is verified."""
-    keys = _public_keys(run)
+    keys = public_keys(run)
     every = [(earlier, silo) for earlier in range(1, round + 1) for silo in run.silos]
     return LessonSet.combine(
         [LessonSet.load(released_path(run, earlier, silo), run.id, keys) for earlier, silo in every]
@@ -108,6 +149,7 @@ def _released(run: Run, round: int) -> Path:
     return run.dir.release / f"round-{round}"
 
 
-def _public_keys(run: Run) -> dict[str, str]:
+def public_keys(run: Run) -> dict[str, str]:
+    """Silo -> its public key in hex."""
     keys: dict[str, str] = json.loads(public_keys_path(run).read_text())
     return keys

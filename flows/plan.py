@@ -52,7 +52,7 @@ def plan(recipe: Recipe) -> Plan:
         UserError: whatever a run would complain about in the data or the models.
     """
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
-    dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.teach.references_per_prompt + 1)
+    dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     model, tokenizer = load_model(resolve_model(recipe.teach.model), dtype="auto")
     length = _mean_tokens(dealt, tokenizer)
     prefill, decode = _rates(model, recipe.teach.batch_rows)

@@ -1,7 +1,8 @@
 """The report of a run: one self-contained HTML page, the same as JSON, and the tables at the end of `tutelage run`.
 
-This module turns `RoundReport`s into figures and chart positions; `report.html` (jinja2, autoescaped) lays them
-out as HTML, CSS and inline SVG. Nothing here reads files, looks at the clock or sees private text.
+This module sorts `RoundReport`s into what is shown together, `figures.py` words the figures, `guarantee.py` what is
+formally promised; `report.html` (jinja2, autoescaped) lays them out as HTML, CSS and inline SVG. Nothing here reads
+files, looks at the clock or sees private text.
 """
 
 from __future__ import annotations
@@ -10,95 +11,41 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.configs.records import Metric, RoundReport, RuleOutcome
+from tutelage.configs.records import RoundReport
+from tutelage.flows.figures import (
+    FAMILIES,
+    FORGETTING,
+    METHODS,
+    NO_LEAK,
+    NOT_MEASURED,
+    OVERLAP,
+    PRIVACY,
+    Figure,
+    by_key,
+    ceiling,
+    duration,
+    families,
+    figure,
+    methods,
+    plain_rule,
+    quantity,
+    rule_figures,
+    ticks,
+)
+from tutelage.flows.guarantee import Guarantee, utility
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from rich.console import Console
     from rich.table import Table
 
-NOT_MEASURED = "not measured"
+__all__ = ["METHODS", "figure", "plain_rule", "print_summary", "quantity", "render_html", "render_json", "ticks"]
 
-METHODS = {
-    "zero_shot": "Zero-shot",
-    "few_shot": "Few-shot",
-    "instruction": "Instruction only",
-    "student": "Taught student",
-    "originals": "Student on originals (upper line)",
-    "tfidf": "TF-IDF on lessons",
-}
-FAMILIES = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "exact_match": "Exact match",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-}
-# metric -> (title, unit); units are the keys of _UNITS
-PRIVACY = {
-    "canary.rank0_share": ("Canary secrets ranked first", "share"),
-    "canary.rank1pct_share": ("Canary secrets in the top 1%", "share"),
-    "canary.exposure_mean": ("Mean exposure, planted", "bits"),
-    "canary.exposure_max": ("Highest exposure, planted", "bits"),
-    "canary.exposure_out_mean": ("Mean exposure, not planted", "bits"),
-    "canary.auc": ("AUC, planted against not planted", "score"),
-    "canary.p_value": ("p-value of the planted secrets", "score"),
-    "lessons.canary_verbatim": ("Canary secrets verbatim in the lessons", "number"),
-    "lessons.canary_rank0_share": ("Secrets ranked first from the lessons", "share"),
-}
-OVERLAP = {
-    "overlap.longest_run_max": ("Longest run shared with a record", "words"),
-    "overlap.ngram_share": ("Lessons sharing an n-gram", "share"),
-    "overlap.near_duplicate_share": ("Lessons near-duplicate to a record", "share"),
-    "overlap.cosine_max": ("Highest cosine to a record", "score"),
-}
-FORGETTING = {
-    "forgetting.loss_before": ("Loss on neutral text, base model", "nats"),
-    "forgetting.loss_after": ("Loss on neutral text, taught student", "nats"),
-    "forgetting.increase": ("Increase in loss on neutral text", "nats"),
-}
-TITLES = {**PRIVACY, **OVERLAP, **FORGETTING}
-
-# unit -> (factor, format of the value, format of an interval's ends, what follows the interval)
-_UNITS = {
-    "share": (100, "{:.1f}%", "{:.1f}", "%"),
-    "points": (100, "{:+.1f} points", "{:+.1f}", " points"),
-    "bits": (1, "{:.2f} bits", "{:.2f}", " bits"),
-    "nats": (1, "{:.3f} nats/token", "{:.3f}", ""),
-    "words": (1, "{:g} words", "{:g}", ""),
-    "score": (1, "{:.3f}", "{:.3f}", ""),
-    "number": (1, "{:.4g}", "{:.4g}", ""),
-}
-# as privacy/gate.py words its rules
-_RULE = re.compile(
-    r"(?P<metric>.+?)(?: \((?P<bound>value|ci_low|ci_high)\))?(?: - (?P<minus>\S+))? (?P<op>>=|<=) (?P<value>\S+)"
-)
-_BOUNDS = {"ci_low": " (lower end of its interval)", "ci_high": " (upper end of its interval)"}
-# as privacy/attacks note in a metric's interval what chance would give
-_NO_LEAK = re.compile(r"; (?P<chance>[\d.]+) with no leak$")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One metric as it is shown; `low`, `value` and `high` are None where it was not measured.
-
-    `how` says how the interval was made, `chance` what the figure would be if nothing had leaked.
-    """
-
-    name: str
-    label: str
-    text: str = NOT_MEASURED
-    interval: str = ""
-    how: str = ""
-    n: int | None = None
-    internal: bool = False
-    chance: str = ""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+# `ε = 4` and the like in escaped text
+_BOUND = re.compile(r"[εδ] [=≤] [\w.∞-]*[\w∞]")
 
 
 def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) -> str:
@@ -118,9 +65,17 @@ def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) ->
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     names: dict[str, Any] = {"NOT_MEASURED": NOT_MEASURED, "METHODS": METHODS, "FAMILIES": FAMILIES}
-    helpers = {f.__name__: f for f in (by_key, duration, plain_rule, rule_figures, ticks)}
-    rounds = [_view(report) for report in sorted(reports, key=lambda report: report.round)]
+    helpers = {f.__name__: f for f in (by_key, ceiling, duration, plain_rule, rule_figures, ticks, tied)}
+    ordered = sorted(reports, key=lambda report: report.round)
+    rounds = [_view(report, last=report is ordered[-1]) for report in ordered]
     return environment.get_template("report.html").render(rounds=rounds, timings=dict(timings), **names, **helpers)
+
+
+def tied(text: str) -> Markup:
+    """Text, escaped, in which no line ends within an `ε = 4`."""
+    from markupsafe import Markup, escape
+
+    return Markup(_BOUND.sub(lambda found: f'<span class="tie">{found[0]}</span>', str(escape(text))))
 
 
 def render_json(reports: Sequence[RoundReport], timings: Mapping[str, float]) -> str:
@@ -139,7 +94,7 @@ def summary_table(report: RoundReport) -> Table:
     first, *second = families(report)[:2]
     names = [FAMILIES[first], "95% interval", *(FAMILIES[family] for family in second), "n"]
     table = _table(f"Round {report.round} on real test data", "Method", *names)
-    for method, label in METHODS.items():
+    for method, label in methods(report).items():
         shown = figure(report, f"{first}.{method}")
         others = [_short(figure(report, f"{family}.{method}")) for family in second]
         cells = [label, _short(shown), shown.interval or NOT_MEASURED, *others, str(shown.n or "-")]
@@ -157,6 +112,9 @@ def print_summary(reports: Sequence[RoundReport], report_path: Path, console: Co
             console.print(table)
             console.print()
     for report in ordered:
+        guarantee = Guarantee.of(report)
+        if guarantee is not None:
+            console.print(Text(guarantee.line), soft_wrap=True)
         word, style = ("PASSED", "bold green") if report.decision.passed else ("REFUSED", "bold red")
         console.print(Text.assemble(f"Gate, round {report.round}: ", (word, style)))
     console.print(Text(f"Report: {report_path}"), soft_wrap=True)
@@ -200,18 +158,24 @@ def _short(shown: Figure) -> str:
     return "-" if shown.value is None else shown.text
 
 
-def _view(report: RoundReport) -> dict[str, Any]:
+def _view(report: RoundReport, last: bool) -> dict[str, Any]:
     """A report sorted into what the page shows together. Every metric ends up in exactly one group."""
-    scores = {family: [figure(report, f"{family}.{method}") for method in METHODS] for family in families(report)}
-    recall: dict[str, list[Figure]] = {method: [] for method in METHODS}
+    names = methods(report)
+    scores = {family: {method: figure(report, f"{family}.{method}") for method in names} for family in families(report)}
+    recall: dict[str, list[Figure]] = {method: [] for method in names}
     for family, method, label in (m.name.split(".", 2) for m in report.metrics if m.name.count(".") > 1):
-        if family == "recall" and method in METHODS:
+        if family == "recall" and method in names:
             recall[method].append(figure(report, f"recall.{method}.{label}", label))
-    shown = {f.name for row in (*scores.values(), *recall.values()) for f in row} | TITLES.keys()
+    scored = [f.name for row in (*(row.values() for row in scores.values()), *recall.values()) for f in row]
+    shown = {*scored, *PRIVACY, *OVERLAP, *FORGETTING}
     exposure = report.metric("canary.exposure_mean")
-    chance = _NO_LEAK.search(exposure.interval) if exposure else None
+    chance = NO_LEAK.search(exposure.interval) if exposure else None
     return {
         "report": report,
+        "lessons": "of this run" if last else f"up to round {report.round}",
+        "guarantee": Guarantee.of(report),
+        "utility": utility(report),
+        "methods": names,
         "scores": scores,
         "recall": recall,
         "canaries": [figure(report, name) for name in PRIVACY],
@@ -224,127 +188,5 @@ def _view(report: RoundReport) -> dict[str, Any]:
     }
 
 
-def families(report: RoundReport) -> list[str]:
-    """The scores this report's task is measured by; the first is the one to compare methods with."""
-    generation = {"exact_match", "rouge_l", "chrf"} & {metric.name.partition(".")[0] for metric in report.metrics}
-    return ["exact_match", "rouge_l", "chrf"] if generation else ["accuracy", "macro_f1"]
-
-
-def figure(report: RoundReport, name: str, label: str | None = None) -> Figure:
-    """A metric of a report, ready to show; a missing or NaN one says so."""
-    metric, unit = report.metric(name), unit_of(name)
-    label = label or title_of(name)
-    if metric is None or not math.isfinite(metric.value):
-        return Figure(name, label, internal=metric is not None and metric.internal)
-    bounded = math.isfinite(metric.ci_low) and math.isfinite(metric.ci_high)
-    return Figure(
-        name=name,
-        label=label,
-        text=quantity(metric.value, unit),
-        interval=_interval(metric, unit, bounded),
-        how=_NO_LEAK.sub("", metric.interval),
-        n=metric.n,
-        internal=metric.internal,
-        chance=_chance(metric, unit),
-        value=metric.value,
-        low=metric.ci_low if bounded else metric.value,
-        high=metric.ci_high if bounded else metric.value,
-    )
-
-
-def by_key(counts: Sequence[Mapping[str, int]]) -> list[tuple[str, list[int]]]:
-    """Several silos' counts turned into rows: (title, one number per silo) for every key any of them has."""
-    keys = sorted({key for row in counts for key in row})
-    return [(key.replace("_", " "), [row.get(key, 0) for row in counts]) for key in keys]
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that cover low to high, first and last included."""
-    span = max(high - low, 1e-9)
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * count >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
-
-
-def quantity(value: float | None, unit: str) -> str:
-    """A figure with its unit; None or NaN is 'not measured'."""
-    if value is None or math.isnan(value):
-        return NOT_MEASURED
-    factor, form, _, _ = _UNITS[unit]
-    return form.format(factor * value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
-
-
-def unit_of(name: str) -> str:
-    """The unit (a key of `_UNITS`) a metric is shown in."""
-    family = name.partition(".")[0]
-    return TITLES[name][1] if name in TITLES else "share" if family in (*FAMILIES, "recall") else "number"
-
-
-def title_of(name: str) -> str:
-    """A metric's name in words."""
-    family, _, rest = name.partition(".")
-    key, _, label = rest.partition(".")
-    if key in METHODS and family in (*FAMILIES, "recall"):
-        method = METHODS[key] if key == "tfidf" else _lower(METHODS[key])
-        score = FAMILIES.get(family, "Recall") + (f" on class “{label}”" if label else "")
-        return f"{score} of {'the ' if 'student' in method else ''}{method}"
-    return TITLES[name][0] if name in TITLES else name[:1].upper() + name[1:]
-
-
-def plain_rule(outcome: RuleOutcome) -> str:
-    """A gate rule as a sentence; a rule in an unknown form is given as it stands."""
-    match = _RULE.fullmatch(outcome.rule)
-    if match is None:
-        return f"{outcome.rule}."
-    less = f" minus {_lower(title_of(match['minus']))}" if match["minus"] else ""
-    limit = f"at {'least' if match['op'] == '>=' else 'most'} {rule_figures(outcome)[1]}"
-    return f"{title_of(match['metric'])}{_BOUNDS.get(match['bound'], '')}{less} must be {limit}."
-
-
-def rule_figures(outcome: RuleOutcome) -> tuple[str, str]:
-    """What a rule observed and its threshold, with their unit."""
-    unit = _rule_unit(outcome)
-    return quantity(outcome.observed, unit), quantity(outcome.threshold, unit).removeprefix("+")
-
-
-def _rule_unit(outcome: RuleOutcome) -> str:
-    # a difference of shares is in percentage points
-    match = _RULE.fullmatch(outcome.rule)
-    unit = unit_of(match["metric"]) if match else "number"
-    return "points" if match and match["minus"] and unit == "share" else unit
-
-
-def _interval(metric: Metric, unit: str, bounded: bool) -> str:
-    if metric.interval.startswith("none"):
-        return f"no interval{_NO_LEAK.sub('', metric.interval).removeprefix('none')}"
-    if not bounded:
-        return "interval not measured"
-    factor, _, form, after = _UNITS[unit]
-    return f"{form.format(factor * metric.ci_low)} to {form.format(factor * metric.ci_high)}{after}"
-
-
-def _chance(metric: Metric, unit: str) -> str:
-    match = _NO_LEAK.search(metric.interval)
-    if match:
-        return quantity(float(match["chance"]), unit)
-    if metric.name == "canary.exposure_max":
-        # exposures of random ranks are exponential with mean log2(e), so the largest of n has mean log2(e) times H_n
-        return f"about {math.log2(math.e) * sum(1 / k for k in range(1, metric.n + 1)):.2f} bits"
-    return {"canary.auc": "0.500", "lessons.canary_verbatim": "0"}.get(metric.name, "")
-
-
 def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _lower(title: str) -> str:
-    return title[:1].lower() + title[1:]

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tutelage.configs.models import fetch_mail, hub_name, load_model, load_tokenizer, resolve_model
-from tutelage.configs.records import CurvePoint, Metric, RoundReport, SiloCounts
-from tutelage.configs.schema import ClassificationTask, ScreenConfig
+from tutelage.configs.records import Certificate, CurvePoint, Metric, RoundReport, SiloCounts
+from tutelage.configs.schema import ClassificationTask, Recipe, ScreenConfig, Task
 from tutelage.configs.store import canonical_json, digest, file_digest, write_atomic
-from tutelage.flows import layout
+from tutelage.flows import formal, layout
 from tutelage.flows.stage import Run, stage
-from tutelage.privacy import canaries, gate
+from tutelage.privacy import canaries, certificate, gate
 from tutelage.privacy.attacks import exposure, overlap_audit
 from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.partition import partition
-from tutelage.privacy.release import LessonSet, release
+from tutelage.privacy.release import LessonSet, cleaned, release
 from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
@@ -37,15 +39,17 @@ from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import curriculum, examples, instructions, prompts
 from tutelage.teachers.engines.transformers import TransformersEngine
 
-if TYPE_CHECKING:
-    from tutelage.configs.schema import Recipe
-
 Done = tuple[list[Path], dict[str, Any]]
 
 PROTECTION = (
     "Lessons were screened: personal data that the detectors found was replaced, and drafts that copy a silo's "
     "records were dropped. That is hygiene and no guarantee: there is no differential privacy in this run, and "
     "the figures below are measurements of some attacks, not bounds on all."
+)
+FORMAL_PROTECTION = (
+    "Every lesson was written under differential privacy, and each silo's certificate says with which epsilon, delta, "
+    "unit and adjacency. That bounds what any attack on the lessons, or on whatever is made from them, can learn about "
+    "one unit; the figures below are measurements of some attacks beside it."
 )
 _TOPIC_LESSONS = 64
 
@@ -62,7 +66,7 @@ def prepare(run: Run) -> Done:
     """
     recipe = run.recipe
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
-    dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.teach.references_per_prompt + 1)
+    dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     silos, planted = canaries.plant(dealt.silos, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     files = [
         write_records(layout.evaluation_path(run, "test"), dealt.test),
@@ -76,11 +80,16 @@ def prepare(run: Run) -> Done:
         keys[name] = SiloKey.create(key).public_hex
         files += [write_records(layout.records_path(run, name), records), key]
     files.append(write_atomic(layout.public_keys_path(run), canonical_json(keys) + "\n"))
+    if loaded.owner_of:
+        files += [_write_owners(run, name, records, loaded.owner_of) for name, records in silos.items()]
+    for silo in {canary.silo for canary in planted}:
+        formal.note_internal(run, silo, "canaries", 0)
     facts = {
         "records": {name: len(records) for name, records in silos.items()},
         "test": len(dealt.test),
         "nonmembers": len(dealt.nonmembers),
         "near_duplicates_unused": dealt.twins_unused,
+        "brackets": list(formal.BRACKETS) if _brackets(recipe) else [],
         "rounds": recipe.rounds,
     }
     return files, facts
@@ -104,6 +113,9 @@ def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts and wordings of an instruction, into the silo's vault."""
     recipe, records = run.recipe, layout.records(run, silo)
     engine = _engine(recipe.teach.model, recipe.teach.batch_rows)
+    if recipe.formal:
+        drafts, facts = formal.teach(run, engine, round, silo)
+        return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
     topics = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
     place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
     written = examples.write_examples(engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place)
@@ -124,7 +136,7 @@ def screen(run: Run, round: int, silo: str) -> Done:
     config = run.recipe.screen
     released = release(
         read_drafts(layout.drafts_path(run, round, silo)),
-        records=layout.records(run, silo),
+        records=None if run.recipe.formal else layout.records(run, silo),
         silo=silo,
         round=round,
         run_id=run.id,
@@ -132,7 +144,7 @@ def screen(run: Run, round: int, silo: str) -> Done:
         key=SiloKey.load(layout.key_path(run, silo)),
         scrubber=_scrubber(config),
         public_completions=_labels(run.recipe),
-        embeddings=layout.embeddings(run, silo),
+        embeddings=None if run.recipe.formal else layout.embeddings(run, silo),
     )
     path = released.lessons.save(layout.released_path(run, round, silo))
     count = sum(lesson.kind == "example" for lesson in released.lessons)
@@ -142,10 +154,22 @@ def screen(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def vote(run: Run, round: int, silo: str) -> Done:
     """A silo's records vote for the released lessons nearest to them; only the counts leave."""
+    if run.recipe.formal:
+        return [], formal.vote(run, round, silo)
     records = layout.records(run, silo)
     embeddings = layout.embeddings(run, silo)[: len(records)]
     votes = aggregation.count_votes(records, embeddings, layout.all_lessons(run, round), run.recipe.task)
     return [], {"votes": votes}
+
+
+@stage(version=1)
+def certify(run: Run, round: int, silo: str) -> Done:
+    """What a silo's lessons are guaranteed to give away at most, from its ledger, signed. Nothing where none is."""
+    if not run.recipe.formal:
+        return [], {}
+    certificate = formal.certify(run, round, silo)
+    path = write_atomic(layout.certificate_path(run, round, silo), certificate.model_dump_json(indent=1) + "\n")
+    return [path], {"epsilon": certificate.epsilon}
 
 
 @stage(version=1)
@@ -223,6 +247,8 @@ def upper_line(run: Run, round: int) -> Done:
     lessons = layout.lessons(run, round)
     if not recipe.measure.originals or len(lessons) < 2:
         return [], {"metrics": []}
+    for silo in run.silos:
+        formal.note_internal(run, silo, "student_on_originals", round)
     originals = _originals(run, lessons)
     instruction, folder = layout.instruction(run, round), resolve_model(recipe.student.base)
     result = train.train_upper_line(
@@ -238,6 +264,58 @@ def upper_line(run: Run, round: int) -> Done:
     taught_with = [record.example() for record in originals]
     metrics = _comparison(run).measure(
         "originals", student, tokenizer, instruction=instruction, taught_with=taught_with, internal=True
+    )
+    return [result.adapter], {"metrics": _dump(metrics)}
+
+
+@stage(version=1)
+def teach_bracket(run: Run, round: int, silo: str, bracket: formal.Bracket) -> Done:
+    """A silo's teacher does the round's work once more at ε = 0 or ε = ∞, into the vault."""
+    engine = _engine(run.recipe.teach.model, run.recipe.teach.batch_rows)
+    drafts, _ = formal.teach(run, engine, round, silo, bracket)
+    return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
+
+
+@stage(version=1)
+def bracket_student(run: Run, round: int, bracket: formal.Bracket) -> Done:
+    """The student on what the bracket's teachers wrote, as many texts a class: what the asked ε is compared with."""
+    recipe = run.recipe
+    wanted = run.facts(f"round-{round}/aggregate")["per_class"]
+    drafts = [
+        draft
+        for earlier in range(1, round + 1)
+        for silo in run.silos
+        for draft in cleaned(
+            read_drafts(layout.drafts_path(run, earlier, silo, bracket)),
+            recipe.screen,
+            _scrubber(recipe.screen),
+            _labels(recipe),
+        )
+    ]
+    wordings = [draft.prompt for draft in drafts if draft.kind == "instruction"]
+    instruction = prompts.compose_instruction(recipe.task, instructions.medoid(wordings))
+    records = [PrivateRecord(one.id, one.prompt, one.completion) for one in drafts if one.kind == "example"]
+    chosen = _as_many(records, wanted, recipe.task, f"{recipe.seed}/{bracket}")
+    if len(chosen) < 2:
+        return [], {"metrics": []}
+    folder = resolve_model(recipe.student.base)
+    result = train.train_upper_line(
+        chosen,
+        instruction=instruction,
+        base=folder,
+        base_name=hub_name(recipe.student.base),
+        out=layout.bracket_path(run, round, bracket),
+        config=recipe.student,
+        seed=recipe.seed,
+    )
+    student, tokenizer = train.load_student(folder, result.adapter)
+    metrics = _comparison(run).measure(
+        f"epsilon_{bracket}",
+        student,
+        tokenizer,
+        instruction=instruction,
+        taught_with=[record.example() for record in chosen],
+        internal=bracket == "inf",
     )
     return [result.adapter], {"metrics": _dump(metrics)}
 
@@ -275,6 +353,7 @@ def attack(run: Run, round: int) -> Done:
 def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much of the released set overlaps with one silo's records. Aggregates only, and marked internal."""
     recipe = run.recipe
+    formal.note_internal(run, silo, "overlap_audit", round)
     overlaps = OverlapIndex(
         layout.records(run, silo),
         ngram=recipe.screen.ngram,
@@ -300,12 +379,29 @@ def judge_round(run: Run, round: int) -> Done:
         run.facts(at + "learn"),
         run.facts("prepare")["records"],
     )
+    certificates = _certificates(run, round)
+    if certificates:
+        claimed = max(one.epsilon for one in certificates)
+        interval = "none: an upper bound"
+        metrics.append(
+            Metric(
+                name="epsilon.claimed",
+                value=claimed,
+                ci_low=claimed,
+                ci_high=claimed,
+                n=len(certificates),
+                interval=interval,
+            )
+        )
+    for bracket in formal.BRACKETS if _brackets(recipe) else ():
+        metrics += [Metric(**row) for row in run.facts(f"{at}bracket_student-{bracket}")["metrics"]]
     report = RoundReport(
         run_id=run.id,
         round=round,
         recipe_name=recipe.name,
         recipe_digest=digest(recipe.model_dump(mode="json")),
-        protection=PROTECTION,
+        protection=PROTECTION if not certificates else FORMAL_PROTECTION,
+        certificates=certificates,
         instruction=layout.instruction(run, round),
         silos=tuple(_silo_counts(run, round, silo, records[silo]) for silo in run.silos),
         lessons_per_class=aggregated["per_class"],
@@ -341,6 +437,12 @@ def publish_student(run: Run, round: int) -> Done:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
+def _write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: dict[str, str]) -> Path:
+    # a canary belongs to nobody, so each of its copies is a unit of its own
+    owners = {record.id: owner_of.get(record.id, f"\0canary {record.id}") for record in records}
+    return write_atomic(layout.owners_path(run, silo), canonical_json(owners), mode=0o600)
+
+
 @functools.lru_cache(maxsize=1)
 def _engine(model: str, batch_rows: int) -> TransformersEngine:
     return TransformersEngine(resolve_model(model), batch_rows)
@@ -354,23 +456,34 @@ def _labels(recipe: Recipe) -> frozenset[str]:
     return frozenset(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else frozenset()
 
 
+def _brackets(recipe: Recipe) -> bool:
+    return recipe.formal is not None and recipe.formal.brackets
+
+
+def _certificates(run: Run, round: int) -> tuple[Certificate, ...]:
+    if not run.recipe.formal:
+        return ()
+    keys = layout.public_keys(run)
+    return tuple(certificate.load(layout.certificate_path(run, round, silo), keys) for silo in run.silos)
+
+
 def _comparison(run: Run) -> Comparison:
     return Comparison(run.recipe, [r.example() for r in read_records(layout.evaluation_path(run, "test"))])
 
 
 def _originals(run: Run, lessons: LessonSet) -> list[PrivateRecord]:
     """As many original records per class as there are lessons, drawn over all silos. For the upper line only."""
-    draw = random.Random(f"{run.recipe.seed}/originals")
     pool = [record for silo in run.silos for record in layout.records(run, silo)]
-    draw.shuffle(pool)
-    if not isinstance(run.recipe.task, ClassificationTask):
-        return pool[: len(lessons)]
-    wanted = {label: sum(lesson.completion == label for lesson in lessons) for label in run.recipe.task.labels}
-    chosen = []
-    for record in pool:
-        if wanted.get(record.completion, 0) > 0:
-            wanted[record.completion] -= 1
-            chosen.append(record)
+    wanted = Counter(aggregation.class_of(lesson.completion, run.recipe.task) for lesson in lessons)
+    return _as_many(pool, wanted, run.recipe.task, f"{run.recipe.seed}/originals")
+
+
+def _as_many(pool: list[PrivateRecord], wanted: Mapping[str, int], task: Task, seed: str) -> list[PrivateRecord]:
+    """Records drawn at random, as many of each class as wanted."""
+    pool = random.Random(seed).sample(pool, len(pool))
+    chosen: list[PrivateRecord] = []
+    for name, count in wanted.items():
+        chosen += [one for one in pool if aggregation.class_of(one.completion, task) == name][:count]
     return chosen
 
 

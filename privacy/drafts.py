@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.records import Mechanism
 from tutelage.configs.store import read_jsonl, write_jsonl
 from tutelage.privacy.vault import inside_vault
 
@@ -21,6 +22,8 @@ class Draft:
     prompt: str
     completion: str
     prompt_version: str
+    mechanism: Mechanism = "screened"
+    """How it was written: `screened` is with no formal protection, so `release` must compare it with the records."""
 
     def __repr__(self) -> str:
         return f"<Draft {len(self.prompt) + len(self.completion)} chars, redacted>"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from tutelage.privacy.ledger import Reservation
+from tutelage.privacy.ledger import Allowance
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -46,24 +46,24 @@ class NoisyHistogram:
 
         return dp.ZCDpEvent(0.5 / self.sigma**2)
 
-    def release(self, choices: Sequence[int | None], bins: int, reservation: Reservation) -> list[int]:
+    def release(self, choices: Sequence[int | None], bins: int, allowance: Allowance) -> list[int]:
         """Count the choices and add noise to every bin, those nobody chose included.
 
         Args:
             choices: One per unit, 0-based; None: the unit abstains.
             bins: How many there are; public.
-            reservation: What this costs; used up here.
+            allowance: What this costs; its part 0 is used up here.
 
         Returns:
             `bins` whole numbers, some of which may be negative. What is done with them is free.
 
         Raises:
-            PrivacyError: the reservation has been used, or does not cover this.
+            PrivacyError: the allowance has been used, or does not cover this.
             ValueError: a choice that is no bin.
         """
         if any(choice is not None and not 0 <= choice < bins for choice in choices):
             raise ValueError("a choice is outside the bins")
-        reservation.use(self.event())
+        allowance.claim(self.event(), (0,))
         counts = [0] * bins
         for choice in choices:
             if choice is not None:

@@ -5,10 +5,16 @@ has spent it. The file is append-only JSONL, each line holding the hash of the o
 a second file (`.next`) before it is appended, so that a crash at any byte leaves a line that can be completed, and is:
 what was being reserved counts as spent.
 
-    line 0       {"kind": "terms", ...}     unit, adjacency, δ and budget: fixed for good
-    line n       {"kind": "reserve", ...}   an event (see accounting.py) and what it is for
+    line 0       {"kind": "terms", ...}     unit, units, adjacency, δ and budget: fixed for good
+    line n       {"kind": "reserve", ...}   an event (see accounting.py), what it is for, and how many disjoint parts
+                                            of the silo it may be spent on (parallel composition: each part once)
+                 {"kind": "use", ...}       parts of a reservation that are about to be read
                  {"kind": "settle", ...}    what came of a reservation: counts, for the reader
-                 {"kind": "internal", ...}  a private figure that was computed and never released: costs nothing
+                 {"kind": "charge", ...}    what another ledger has spent on units that are this silo's, too
+                 {"kind": "internal", ...}  a private figure that is computed and never released: costs nothing
+
+A reservation is asked for again by its purpose: after a crash the same question gives the same reservation, and the
+parts that had been begun stay used. So a resumed run spends nothing twice, and loses what was being written.
 
 What this cannot see is a whole folder put back to an earlier state, `.next` included; a certificate carries the hash
 of the ledger's last line, so whoever holds a later one can.
@@ -22,10 +28,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.store import canonical_json, disk_is_full, write_atomic
@@ -49,6 +55,8 @@ class Terms:
     """The silo's fingerprint."""
     unit: str
     """`record` or `owner`: what is protected as a whole."""
+    units: int
+    """N: how many there are in the silo. Public under this adjacency: replaced by null, a unit leaves its place."""
     delta: float
     budget: float
     """The ε that all spending together may reach."""
@@ -77,31 +85,55 @@ class Entry:
         return accounting.event_from_json(self.fields["event"])
 
 
+class Allowance(Protocol):
+    """What reading private records needs: budget, or the promise that nothing of it is released."""
+
+    def claim(self, event: DpEvent, parts: Iterable[int]) -> None:
+        """Call before the first private token of some parts of a silo is read."""
+        ...
+
+
 class Reservation:
-    """Budget that has been spent and may be used once, in the process that reserved it."""
+    """Budget that has been spent, and may be used once for each of some disjoint parts of a silo.
 
-    __slots__ = ("_used", "event", "number")
+    Whatever process holds one, what it says is in the ledger: a part is never claimed twice.
+    """
 
-    def __init__(self, number: int, event: DpEvent) -> None:
-        self.number, self.event, self._used = number, event, False
+    __slots__ = ("_ledger", "event", "number", "parts")
 
-    def use(self, event: DpEvent) -> None:
-        """Call before the first private token is read.
+    def __init__(self, ledger: Ledger, number: int, event: DpEvent, parts: int) -> None:
+        self._ledger, self.number, self.event, self.parts = ledger, number, event, parts
+
+    def claim(self, event: DpEvent, parts: Iterable[int] = (0,)) -> None:
+        """Use up some parts, for good. Call before their first private token is read.
 
         Args:
-            event: What is going to happen.
+            event: What is going to happen to the units of each part.
+            parts: 0-based.
 
         Raises:
-            PrivacyError: it has been used, or was made for less than this costs.
+            PrivacyError: a part has been used or does not exist, or the reservation was made for less than this costs.
         """
         if not accounting.rho_of(event) <= accounting.rho_of(self.event) * (1 + 1e-9):
             raise PrivacyError("a reservation does not cover what it is used for")
-        if self._used:
-            raise PrivacyError("a reservation is used once: reserve anew")
-        self._used = True
+        self._ledger._use(self.number, sorted(parts))
 
-    def __reduce__(self) -> NoReturn:
-        raise PrivacyError("a reservation must not be pickled: it could be used twice")
+    @property
+    def unused(self) -> list[int]:
+        """Parts that nobody has claimed, in order."""
+        used = self._ledger._state().reservations[self.number].used
+        return [part for part in range(self.parts) if part not in used]
+
+    def settle(self, **outcome: str | int | float) -> None:
+        """Write down what came of it, once. It gives nothing back, and parts left over stay spent and unused."""
+        self._ledger._settle(self.number, outcome)
+
+
+class Internal:
+    """Leave to read private records for a figure or text that is never released. Made by `Ledger.internal`."""
+
+    def claim(self, event: DpEvent, parts: Iterable[int] = (0,)) -> None:
+        """Nothing is spent, whatever happens."""
 
 
 class Ledger:
@@ -128,11 +160,11 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise UserError(f"cannot be a ledger ({error.strerror})", file=path, remedy="name another place") from None
-        with ledger._locked() as entries:
-            if not entries:
-                ledger._append(entries, "terms", asdict(terms))
-            elif entries[0].fields != asdict(terms):
-                found = entries[0].fields
+        with ledger._locked() as state:
+            if not state.entries:
+                ledger._append(state, "terms", asdict(terms))
+            elif state.entries[0].fields != asdict(terms):
+                found = state.entries[0].fields
                 other = sorted(name for name, value in asdict(terms).items() if found.get(name) != value)
                 raise UserError(
                     f"this ledger was begun with other terms ({', '.join(other)}), and they are fixed",
@@ -145,7 +177,7 @@ class Ledger:
     @property
     def terms(self) -> Terms:
         """What was agreed when the ledger was begun."""
-        return _terms(self.path, self.entries())
+        return self._state().terms
 
     def entries(self) -> list[Entry]:
         """All lines, verified.
@@ -154,32 +186,34 @@ class Ledger:
             UserError: there is no ledger.
             PrivacyError: it was edited, cut short or put together from several.
         """
-        if not self.path.exists() and not self._next.exists():
-            raise UserError("there is no ledger", file=self.path, remedy="name the folder that holds it")
-        with self._locked() as entries:
-            _terms(self.path, entries)
-            return entries
+        return self._state().entries
 
-    def reserve(self, event: DpEvent, **purpose: str | int) -> Reservation:
-        """Spend budget, before anything private is read.
+    def reserve(self, event: DpEvent, parts: int = 1, **purpose: str | int) -> Reservation:
+        """Spend budget, before anything private is read; or find what was spent for the same purpose before.
 
         Args:
-            event: What is going to happen, at most.
+            event: What is going to happen to any one unit, at most.
+            parts: How many disjoint parts of the silo it happens to: together they cost what one costs.
             purpose: What for: run, round, mechanism and the like. Never text of a record.
 
         Raises:
             BudgetError: the budget does not reach.
-            PrivacyError: the ledger is damaged.
+            PrivacyError: the ledger is damaged, or the purpose had another event or other parts.
             UserError: the disk is full; the budget may count as spent.
         """
         written = accounting.event_to_json(event)
-        with self._locked() as entries:
-            terms = _terms(self.path, entries)
-            spent = _events(entries)
+        with self._locked() as state:
+            fields = {"event": written, "parts": parts, "purpose": purpose}
+            earlier = state.purposes.get(canonical_json(purpose))
+            if earlier is not None:
+                if state.entries[earlier].fields != fields:
+                    raise PrivacyError(f"{self.path}: this purpose was reserved for with another event")
+                return Reservation(self, earlier, event, parts)
+            terms, spent = state.terms, state.events
             alone, before, together = (
                 accounting.epsilon(events, terms.delta) for events in ([event], spent, [*spent, event])
             )
-            if not together <= terms.budget:
+            if not together <= terms.budget * (1 + _ROUNDING):
                 raise BudgetError(
                     f"asked for {alone:.4g}, which would bring epsilon to {together:.4g}; spent {before:.4g} of "
                     f"{terms.budget:.4g}, {_left(spent, terms):.4g} is left "
@@ -187,34 +221,56 @@ class Ledger:
                     file=self.path,
                     remedy="ask for a smaller epsilon or fewer texts; `tutelage budget` shows what was spent on what",
                 )
-            entry = self._append(entries, "reserve", {"event": written, "purpose": purpose})
-            return Reservation(entry.number, event)
+            return Reservation(self, self._append(state, "reserve", fields).number, event, parts)
 
-    def settle(self, reservation: Reservation, **outcome: str | int | float) -> None:
-        """Write down what came of a reservation. It gives nothing back.
+    def charge(self, other: Ledger, name: str) -> None:
+        """Add what another ledger has spent since the last such charge, because it is of some of the same units.
 
-        Raises:
-            PrivacyError: there is no such reservation, or it is settled; or the ledger is damaged.
+        Args:
+            other: The ledger.
+            name: What to call it here.
         """
-        with self._locked() as entries:
-            _check_settles(self.path, entries, reservation.number)
-            self._append(entries, "settle", {"reservation": reservation.number, "outcome": outcome})
+        theirs = other._state()
+        with self._locked() as state:
+            through = state.charged.get(name, 0)
+            fresh = [entry for entry in theirs.entries if entry.kind == "reserve" and entry.number > through]
+            if fresh:
+                fields = {"ledger": name, "through": fresh[-1].number, "events": [e.fields["event"] for e in fresh]}
+                self._append(state, "charge", fields)
 
-    def note_internal(self, **purpose: str | int) -> None:
-        """Write down that a private figure was computed which is never released."""
-        with self._locked() as entries:
-            _terms(self.path, entries)
-            self._append(entries, "internal", {"purpose": purpose})
+    def internal(self, **purpose: str | int) -> Internal:
+        """Write down, once, that something private is computed which is never released."""
+        with self._locked() as state:
+            if not any(entry.kind == "internal" and entry.fields["purpose"] == purpose for entry in state.entries):
+                self._append(state, "internal", {"purpose": purpose})
+        return Internal()
+
+    def _use(self, number: int, parts: list[int]) -> None:
+        with self._locked() as state:
+            self._append(state, "use", {"reservation": number, "parts": parts})
+
+    def _settle(self, number: int, outcome: Mapping[str, str | int | float]) -> None:
+        with self._locked() as state:
+            held = state.reservations.get(number)
+            if held is None or not held.settled:
+                self._append(state, "settle", {"reservation": number, "outcome": outcome})
+
+    def _state(self) -> _State:
+        if not self.path.exists() and not self._next.exists():
+            raise UserError("there is no ledger", file=self.path, remedy="name the folder that holds it")
+        with self._locked() as state:
+            _ = state.terms
+            return state
 
     def spent(self) -> float:
         """ε of everything reserved so far, at the terms' δ."""
-        entries = self.entries()
-        return accounting.epsilon(_events(entries), _terms(self.path, entries).delta)
+        state = self._state()
+        return accounting.epsilon(state.events, state.terms.delta)
 
     def left(self) -> float:
         """The ε that one more release may have: not the difference, since ε does not add up."""
-        entries = self.entries()
-        return _left(_events(entries), _terms(self.path, entries))
+        state = self._state()
+        return _left(state.events, state.terms)
 
     @property
     def head(self) -> str:
@@ -222,34 +278,33 @@ class Ledger:
         return self.entries()[-1].hash
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[list[Entry]]:
-        """Hold the ledger for this process and hand out its lines. The lock dies with the process."""
+    def _locked(self) -> Iterator[_State]:
+        """Hold the ledger for this process and hand out what it says. The lock dies with the process."""
         with self.path.with_name(f"{self.path.name}.lock").open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield self._read()
 
-    def _read(self) -> list[Entry]:
+    def _read(self) -> _State:
         """All lines, after completing one that was interrupted."""
         data = self.path.read_bytes() if self.path.exists() else b""
         upcoming = self._next.read_bytes() if self._next.exists() else b""
         *lines, tail = data.split(b"\n")
-        entries: list[Entry] = []
+        state = _State(self.path)
         for line in lines:
-            entries.append(_verified(self.path, line + b"\n", entries))
-        last = entries[-1].hash if entries else _GENESIS
-        if not tail and (_hash(upcoming) if upcoming else _GENESIS) == last:
-            return entries
+            state.add(line + b"\n")
+        if not tail and (_hash(upcoming) if upcoming else _GENESIS) == state.head:
+            return state
         # Cut short. All is well if the announced line follows the last whole one and begins like what is left.
         if not upcoming or not upcoming.startswith(tail):
-            raise _damaged(self.path, len(entries) + 1)
-        entries.append(_verified(self.path, upcoming, entries))
+            raise state.damaged()
+        state.add(upcoming)
         self._write(upcoming[len(tail) :])
-        return entries
+        return state
 
-    def _append(self, entries: list[Entry], kind: str, fields: Mapping[str, Any]) -> Entry:
-        previous = entries[-1].hash if entries else _GENESIS
-        line = canonical_json({"n": len(entries), "previous": previous, "kind": kind, **fields}).encode() + b"\n"
-        entry = _verified(self.path, line, entries)
+    def _append(self, state: _State, kind: str, fields: Mapping[str, Any]) -> Entry:
+        row = {"n": len(state.entries), "previous": state.head, "kind": kind, **fields}
+        line = canonical_json(row).encode() + b"\n"
+        entry = state.add(line)
         write_atomic(self._next, line, mode=0o600)
         self._write(line)
         return entry
@@ -273,52 +328,113 @@ def _hash(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-_FIELDS = {"terms": set(Terms.__dataclass_fields__), "reserve": {"event", "purpose"}, "internal": {"purpose"}}
-_FIELDS["settle"] = {"reservation", "outcome"}
+_ROUNDING = 1e-9
+"""Relative: a budget divided into shares and added up again may come out by so much larger."""
+_FIELDS = {
+    "terms": set(Terms.__dataclass_fields__),
+    "reserve": {"event", "parts", "purpose"},
+    "use": {"reservation", "parts"},
+    "settle": {"reservation", "outcome"},
+    "charge": {"ledger", "through", "events"},
+    "internal": {"purpose"},
+}
 
 
-def _verified(path: Path, line: bytes, before: list[Entry]) -> Entry:
-    """A line that follows those before it.
+@dataclass
+class _Held:
+    """What has become of a reservation."""
 
-    Raises:
-        PrivacyError: it does not.
-    """
-    number = len(before)
-    try:
-        fields = json.loads(line)
-        kind = fields.pop("kind")
-        follows = fields.pop("n") == number and fields.pop("previous") == (before[-1].hash if before else _GENESIS)
-        known = set(fields) == _FIELDS[kind] and (kind == "terms") == (number == 0)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise _damaged(path, number + 1) from None
-    if not follows or not known:
-        raise _damaged(path, number + 1)
-    if kind == "settle":
-        _check_settles(path, before, fields["reservation"])
-    return Entry(number, kind, fields, _hash(line))
+    parts: int
+    used: set[int] = field(default_factory=set)
+    settled: bool = False
 
 
-def _check_settles(path: Path, entries: list[Entry], number: object) -> None:
-    for entry in reversed(entries):  # a settlement follows soon after its reservation
-        if entry.number == number and entry.kind == "reserve":
-            return
-        if entry.number == number or (entry.kind == "settle" and entry.fields["reservation"] == number):
-            break
-    raise PrivacyError(f"{path}: there is no such open reservation")
+class _State:
+    """What a ledger's lines come to, verified one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self.reservations: dict[int, _Held] = {}
+        self.purposes: dict[str, int] = {}
+        """A reservation's purpose -> its number."""
+        self.charged: dict[str, int] = {}
+        """Another ledger -> its last line that was charged here."""
+        self.events: list[DpEvent] = []
+        """Everything that was ever spent."""
+
+    @property
+    def head(self) -> str:
+        return self.entries[-1].hash if self.entries else _GENESIS
+
+    @property
+    def terms(self) -> Terms:
+        if not self.entries:
+            raise self.damaged()
+        return Terms(**self.entries[0].fields)
+
+    def damaged(self) -> PrivacyError:
+        row = len(self.entries) + 1
+        return PrivacyError(
+            f"{self.path}, row {row}: the ledger was edited or cut short; what was spent cannot be known"
+        )
+
+    def add(self, line: bytes) -> Entry:
+        """Take a line that follows those before it.
+
+        Raises:
+            PrivacyError: it does not, or means nothing.
+        """
+        number = len(self.entries)
+        try:
+            fields = json.loads(line)
+            kind = fields.pop("kind")
+            follows = fields.pop("n") == number and fields.pop("previous") == self.head
+            known = set(fields) == _FIELDS[kind] and (kind == "terms") == (number == 0)
+            if not follows or not known:
+                raise ValueError
+            entry = Entry(number, kind, fields, _hash(line))
+            self._apply(entry)
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise self.damaged() from None
+        self.entries.append(entry)
+        return entry
+
+    def _apply(self, entry: Entry) -> None:
+        fields = entry.fields
+        match entry.kind:
+            case "reserve":
+                self.reservations[entry.number] = _Held(_whole(fields["parts"], 1))
+                self.purposes[canonical_json(fields["purpose"])] = entry.number
+                self.events.append(entry.event)
+            case "use":
+                held, parts = self._held(fields["reservation"]), fields["parts"]
+                if held.settled or not all(isinstance(part, int) and 0 <= part < held.parts for part in parts):
+                    raise PrivacyError(f"{self.path}: a reservation has no such part, or is settled")
+                if held.used & set(parts) or len(set(parts)) < len(parts):
+                    raise PrivacyError("a part of a reservation is used once: reserve anew")
+                held.used |= set(parts)
+            case "settle":
+                if self._held(fields["reservation"]).settled:
+                    raise PrivacyError(f"{self.path}: a reservation is settled once")
+                self._held(fields["reservation"]).settled = True
+            case "charge":
+                name, through = fields["ledger"], _whole(fields["through"], 1)
+                if through <= self.charged.get(name, 0):
+                    raise ValueError
+                self.charged[name] = through
+                self.events += [accounting.event_from_json(event) for event in fields["events"]]
+
+    def _held(self, number: object) -> _Held:
+        if not isinstance(number, int) or number not in self.reservations:
+            raise PrivacyError(f"{self.path}: there is no such reservation")
+        return self.reservations[number]
 
 
-def _damaged(path: Path, row: int) -> PrivacyError:
-    return PrivacyError(f"{path}, row {row}: the ledger was edited or cut short; what was spent cannot be known")
-
-
-def _terms(path: Path, entries: list[Entry]) -> Terms:
-    if not entries:
-        raise _damaged(path, 1)
-    return Terms(**entries[0].fields)
-
-
-def _events(entries: list[Entry]) -> list[DpEvent]:
-    return [entry.event for entry in entries if entry.kind == "reserve"]
+def _whole(value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError
+    return value
 
 
 def _left(spent: list[DpEvent], terms: Terms) -> float:

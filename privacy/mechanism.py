@@ -28,14 +28,12 @@ if TYPE_CHECKING:
 class PrivatePrediction:
     """The mechanism's parameters, all of them public.
 
-    They are fixed before a record is read: `batch` divides whatever the number of members at hand is, and a text costs
-    `max_tokens` draws wherever it ends.
+    They are fixed before a record is read: a text's divisor B is what it is whatever the number of members at hand,
+    and a text costs `max_tokens` draws wherever it ends.
     """
 
-    batch: int
-    """B: what the sum of clipped differences is divided by."""
-    clip: float
-    """C: how far one prompt's score may stand from the public one, in logits. 0: public only, ε = 0."""
+    sensitivity: float
+    """C/B: the most that replacing one record by null moves any token's score. 0: public only, ε = 0."""
     temperature: float
     """τ"""
     top_k: int
@@ -44,31 +42,26 @@ class PrivatePrediction:
     """T: draws of a text, the one that ends it included."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.top_k < 1 or self.max_tokens < 1:
-            raise ValueError("batch, top_k and max_tokens must be at least 1")
-        if not (self.clip >= 0 and 0 < self.temperature < math.inf):
-            raise ValueError("clip must not be negative, temperature must be positive")
+        if self.top_k < 1 or self.max_tokens < 1:
+            raise ValueError("top_k and max_tokens must be at least 1")
+        if not (self.sensitivity >= 0 and 0 < self.temperature < math.inf):
+            raise ValueError("sensitivity must not be negative, temperature must be positive")
 
     @classmethod
-    def calibrated(
-        cls, rho_per_text: float, *, batch: int, temperature: float, top_k: int, max_tokens: int
-    ) -> PrivatePrediction:
-        """The widest clip that a text may have at this cost: C = Bτ √(2ρ/T).
+    def calibrated(cls, rho_per_text: float, *, temperature: float, top_k: int, max_tokens: int) -> PrivatePrediction:
+        """The most that a record may move a score at this cost: C/B = τ √(2ρ/T).
 
         Args:
             rho_per_text: zCDP of one text; infinity for no clipping at all.
-            batch: B.
             temperature: τ.
             top_k: k.
             max_tokens: T.
         """
-        clip = batch * temperature * math.sqrt(2 * rho_per_text / max_tokens)
-        return cls(batch, clip, temperature, top_k, max_tokens)
+        return cls(temperature * math.sqrt(2 * rho_per_text / max_tokens), temperature, top_k, max_tokens)
 
-    @property
-    def sensitivity(self) -> float:
-        """C/B: the most that replacing one record by null moves any token's score."""
-        return self.clip / self.batch
+    def clip(self, divisor: float) -> float:
+        """C of a text with divisor B: how far one prompt's score may stand from the public one, in logits."""
+        return self.sensitivity * divisor
 
     @property
     def rho_per_token(self) -> float:
@@ -83,9 +76,9 @@ class PrivatePrediction:
         """What `texts` texts over the same records cost; texts over disjoint records cost the most of any of them."""
         import dp_accounting as dp
 
-        if self.clip == 0:
+        if self.sensitivity == 0:
             return dp.NoOpDpEvent()
-        if not math.isfinite(self.clip):
+        if not math.isfinite(self.sensitivity):
             return dp.NonPrivateDpEvent()
         return dp.SelfComposedDpEvent(dp.ZCDpEvent(self.rho_per_token), self.max_tokens * texts)
 
@@ -101,13 +94,16 @@ class PrivatePrediction:
         kth = scores.topk(k, dim=-1).values[..., -1:]
         return scores >= kth - min(2 * self.sensitivity, _MAX_SLACK)
 
-    def scores(self, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def scores(
+        self, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor, divisor: torch.Tensor
+    ) -> torch.Tensor:
         """Public scores plus the mean clipped difference.
 
         Args:
             public: (G, K) scores of K tokens by G public prompts.
             private: (G, M, K) scores of the same tokens by each group's private prompts, in whatever dtype.
             present: (G, M) booleans; False for a place without a record, which contributes nothing.
+            divisor: (G,) B of each group's text, positive: public, and never the number of members present.
 
         Returns:
             (G, K) float64. Whatever one record's scores are, NaN and infinities included, replacing it by nothing
@@ -122,11 +118,13 @@ class PrivatePrediction:
         if not bool(torch.isfinite(base).all()):
             raise ValueError("public scores must be finite")
         difference = private.double() - base[:, None]
-        difference = difference.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf).clamp(-self.clip, self.clip)
+        by = divisor.double()[:, None]  # (G, 1)
+        clip = (self.sensitivity * by)[:, None]  # (G, 1, 1)
+        difference = difference.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf).clamp(-clip, clip)
         # With no clip at all an infinite score would drown every other; it never was private.
         difference = difference.nan_to_num(posinf=_UNCLIPPED, neginf=-_UNCLIPPED)
         total = torch.where(present[..., None], difference, 0.0).sum(1)
-        return base + total / self.batch
+        return base + total / by
 
     def draw(self, scores: torch.Tensor, allowed: torch.Tensor) -> list[int]:
         """One index per row: softmax of scores / τ over the allowed entries, by the operating system's randomness.

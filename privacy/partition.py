@@ -1,14 +1,15 @@
 """Deal the records out: silos, the test set, and the non-members that the attacks compare with.
 
 No near-duplicates lie on two sides of a border, or the test set would measure memory and the attacks would call a
-member's twin a non-member. Apart from that grouping and the labels the deal does not look at the texts.
+member's twin a non-member. Where the data names owners, all records of one owner that are used lie in one silo. Apart
+from that grouping and the labels the deal does not look at the texts.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.configs.errors import UserError
@@ -53,7 +54,7 @@ def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_l
     labels = sorted(task.labels) if isinstance(task, ClassificationTask) else [""]
     records = sorted(loaded.records, key=lambda record: record.id)
     rng = random.Random(seed)
-    pools = _pools(records, labels, data.near_duplicate_jaccard, rng)
+    pools = _pools(records, labels, data.near_duplicate_jaccard, rng, loaded.owner_of)
     test = _draw(pools, data.test_records, "data.test_records", rng)
     nonmembers = _draw(pools, data.nonmember_records, "data.nonmember_records", rng)
     if loaded.silo_of:
@@ -73,12 +74,19 @@ def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_l
 
 
 def _pools(
-    records: Sequence[PrivateRecord], labels: Sequence[str], threshold: float, rng: random.Random
+    records: Sequence[PrivateRecord],
+    labels: Sequence[str],
+    threshold: float,
+    rng: random.Random,
+    owner_of: Mapping[str, str],
 ) -> dict[str, list[Group]]:
-    """The near-duplicate groups in random order, each under the label most of it has."""
+    """The groups of near-duplicates and of one owner's records in random order, each under the label most of it has."""
     groups: dict[int, Group] = defaultdict(list)
     texts = [r.text if len(labels) > 1 else f"{r.text}\n{r.completion}" for r in records]
-    for record, number in zip(records, near_duplicate_groups(texts, threshold), strict=True):
+    numbers = near_duplicate_groups(texts, threshold)
+    if owner_of:
+        numbers = _joined(numbers, [owner_of[record.id] for record in records])
+    for record, number in zip(records, numbers, strict=True):
         groups[number].append(record)
     pools: dict[str, list[Group]] = {label: [] for label in labels}
     for group in groups.values():
@@ -87,6 +95,21 @@ def _pools(
     for pool in pools.values():
         rng.shuffle(pool)
     return pools
+
+
+def _joined(numbers: Sequence[int], owners: Sequence[str]) -> list[int]:
+    """Group numbers such that neither an old group nor an owner's records are in two of them."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    index: dict[str, int] = {}
+    column = [index.setdefault(owner, len(index)) for owner in owners]
+    groups = max(numbers) + 1
+    edges = (list(numbers), [groups + at for at in column])
+    size = groups + len(index)
+    graph = coo_matrix(([1] * len(column), edges), shape=(size, size))
+    component = connected_components(graph, directed=False)[1]
+    return [int(component[number]) for number in numbers]
 
 
 def _label(record: PrivateRecord, labels: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 """The one door: drafts become signed lessons here and nowhere else.
 
-`release` scrubs a silo's drafts, drops those that copy its records, and signs what is left with the silo's key. A
+`release` scrubs a silo's drafts, drops those that copy its records, and signs what is left with the silo's key. Drafts
+written under differential privacy are not compared with records: what that drops would be told to whoever counts. A
 `LessonSet` cannot be made in any other way than by `release` or by loading a file whose signatures all hold, so a
 function that takes a `LessonSet` cannot be handed unscreened text.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -168,7 +170,7 @@ class _Candidate:
 def release(
     drafts: Sequence[Draft],
     *,
-    records: Sequence[PrivateRecord],
+    records: Sequence[PrivateRecord] | None,
     silo: str,
     round: int,
     run_id: str,
@@ -186,7 +188,8 @@ def release(
 
     Args:
         drafts: What the silo's teacher wrote.
-        records: The silo's own records, all of them.
+        records: The silo's own records, all of them. None for drafts of a formal mechanism, which only what lies in the
+            drafts themselves may drop: that is post-processing, and free.
         silo: The silo's name, as the lessons will carry it.
         round: 1-based.
         run_id: Signed along with each lesson, so that it is of no use in another run.
@@ -199,11 +202,18 @@ def release(
 
     Returns:
         The signed lessons in the order of the drafts, and counts. The same inputs give the same lessons, bit by bit.
+
+    Raises:
+        PrivacyError: screened drafts without records, or drafts of a formal mechanism with them.
     """
+    if any((draft.mechanism == "screened") == (records is None) for draft in drafts):
+        raise PrivacyError(
+            "drafts are compared with their silo's records if, and only if, no formal mechanism wrote them"
+        )
     candidates, replaced = _scrub(drafts, scrubber, screen, public_completions)
     dropped: Counter[str] = Counter()
     candidates = _drop_poor(candidates, screen, dropped)
-    if candidates:
+    if candidates and records is not None:
         index = OverlapIndex(
             records,
             ngram=screen.ngram,
@@ -214,6 +224,15 @@ def release(
         candidates = _drop_copies(candidates, index, screen, dropped)
     lessons = [_sign(candidate, silo, round, run_id, key) for candidate in candidates]
     return Released(LessonSet(lessons, run_id, _SEAL), dict(dropped), replaced)
+
+
+def cleaned(
+    drafts: Sequence[Draft], screen: ScreenConfig, scrubber: Scrubber, public_completions: frozenset[str]
+) -> list[Draft]:
+    """What of some drafts the part of the screen lets through that looks at drafts alone, scrubbed and not released."""
+    candidates, _ = _scrub(drafts, scrubber, screen, public_completions)
+    kept = _drop_poor(candidates, screen, Counter())
+    return [dataclasses.replace(one.draft, prompt=one.prompt, completion=one.completion) for one in kept]
 
 
 def _clean(text: str) -> str:
@@ -305,6 +324,7 @@ def _sign(candidate: _Candidate, silo: str, round: int, run_id: str, key: SiloKe
         round=round,
         prompt=candidate.prompt,
         completion=candidate.completion,
+        mechanism=draft.mechanism,
         prompt_version=draft.prompt_version,
         signature="",
     )

@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Loaded:
     records: list[PrivateRecord]
     silo_of: dict[str, str]
     """Record id -> silo; empty where the data names no silos."""
+    owner_of: dict[str, str] = field(default_factory=dict, repr=False)
+    """Record id -> owner; empty where the data names no owners."""
 
 
 def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path]) -> Loaded:
@@ -79,11 +81,14 @@ class _Reader:
         labelled = isinstance(task, ClassificationTask)
         self.prompt_key = source.columns.text if labelled else source.columns.prompt
         self.completion_key = source.columns.label if labelled else source.columns.completion
-        self.optional = tuple(name for name in (source.columns.id, source.columns.silo) if name is not None)
+        self.optional = tuple(
+            name for name in (source.columns.id, source.columns.silo, source.columns.owner) if name is not None
+        )
 
     def load(self) -> Loaded:
         records: list[PrivateRecord] = []
         silo_of: dict[str, str] = {}
+        owner_of: dict[str, str] = {}
         row_of: dict[str, int] = {}
         with contextlib.closing(self._rows()) as rows:
             for row, fields in rows:
@@ -95,13 +100,15 @@ class _Reader:
                 records.append(record)
                 if self.columns.silo is not None:
                     silo_of[record.id] = self._silo(row, fields[self.columns.silo])
+                if self.columns.owner is not None:
+                    owner_of[record.id] = self._owner(row, fields[self.columns.owner])
         if not records:
             raise self._error("there are no rows", remedy="give it at least one record per label, silo and test slot")
         if isinstance(self.task, ClassificationTask) and len({record.completion for record in records}) == 1:
             raise self._error(
                 "only one label occurs", key=self.completion_key, remedy="add records of the task's other labels"
             )
-        return Loaded(records, silo_of)
+        return Loaded(records, silo_of, owner_of)
 
     def _rows(self) -> Generator[Row, None, None]:
         readers = {".jsonl": self._jsonl, ".ndjson": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
@@ -313,6 +320,14 @@ class _Reader:
             remedy = "use up to 64 letters, digits, '_', '-' and '.', beginning with a letter or digit"
             raise self._error("not usable as a silo's name", row, key, remedy)
         return name
+
+    def _owner(self, row: int, value: Any) -> str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)  # account numbers
+        if not isinstance(value, str) or not value.strip():
+            remedy = "name an owner in every row; rows that nobody owns need a name of their own each"
+            raise self._error("names no owner", row, self.columns.owner, remedy)
+        return value.strip()
 
     def _conversation(self, row: int, turns: Any) -> tuple[str, str]:
         """The user turns before the last assistant turn, and that turn."""

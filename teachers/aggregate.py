@@ -18,34 +18,63 @@ from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
 
 
-def count_votes(
+def choices(
     records: Sequence[PrivateRecord], embeddings: np.ndarray, lessons: LessonSet, task: Task
-) -> dict[str, int]:
-    """One silo's votes: each record votes once, for the lesson of its own class nearest to it.
-
-    The counts are an unprotected function of private records; the report says so. (A noised histogram of the
-    same form is the formal version.)
+) -> tuple[list[str], list[int | None]]:
+    """Which lesson each record votes for: the one of its own class that is nearest to it.
 
     Args:
-        records: The silo's records.
+        records: A silo's, or one of each of its units.
         embeddings: (records, 384) of `similarity.embed`, in the same order.
         lessons: The candidates, every silo's.
         task: The task.
 
     Returns:
+        The candidates' ids, and per record an index into them; None where no candidate is of its class.
+    """
+    candidates = [lesson for lesson in lessons if lesson.kind == "example"]
+    vectors = embed([lesson.prompt for lesson in candidates])
+    classes = [class_of(lesson.completion, task) for lesson in candidates]
+    own = [class_of(record.completion, task) for record in records]
+    return [lesson.id for lesson in candidates], nearest(vectors, classes, embeddings, own)
+
+
+def nearest(
+    candidates: np.ndarray, candidate_classes: Sequence[str], voters: np.ndarray, voter_classes: Sequence[str]
+) -> list[int | None]:
+    """Every voter's nearest candidate of its own class, by cosine.
+
+    Args:
+        candidates: (C, d), rows of unit norm.
+        candidate_classes: C of them.
+        voters: (V, d), rows of unit norm.
+        voter_classes: V of them.
+
+    Returns:
+        V indices of candidates; None where there is none of that class.
+    """
+    chosen: list[int | None] = [None] * len(voters)
+    for name in sorted(set(voter_classes) & set(candidate_classes)):
+        among = [i for i, one in enumerate(candidate_classes) if one == name]
+        asking = [i for i, one in enumerate(voter_classes) if one == name]
+        best = np.argmax(voters[asking] @ candidates[among].T, axis=1)
+        for voter, at in zip(asking, best.tolist(), strict=True):
+            chosen[voter] = among[at]
+    return chosen
+
+
+def count_votes(
+    records: Sequence[PrivateRecord], embeddings: np.ndarray, lessons: LessonSet, task: Task
+) -> dict[str, int]:
+    """One silo's votes, unprotected: an exact function of private records, and the report says so.
+
+    Args and candidates are those of `choices`.
+
+    Returns:
         Lesson id -> votes; lessons without a vote are left out.
     """
-    candidates: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for lesson in lessons:
-        if lesson.kind == "example":
-            candidates[_class_of(lesson.completion, task)].append((lesson.id, lesson.prompt))
-    votes: Counter[str] = Counter()
-    for name, pairs in sorted(candidates.items()):
-        voters = [i for i, record in enumerate(records) if _class_of(record.completion, task) == name]
-        if voters:
-            nearest = np.argmax(embeddings[voters] @ embed([text for _, text in pairs]).T, axis=1)  # (voters,)
-            votes.update(pairs[i][0] for i in nearest.tolist())
-    return dict(sorted(votes.items()))
+    ids, chosen = choices(records, embeddings, lessons, task)
+    return dict(sorted(Counter(ids[i] for i in chosen if i is not None).items()))
 
 
 def aggregate(
@@ -70,7 +99,7 @@ def aggregate(
     by_class: dict[str, list[str]] = defaultdict(list)
     for lesson in lessons:
         if lesson.kind == "example":
-            by_class[_class_of(lesson.completion, task)].append(lesson.id)
+            by_class[class_of(lesson.completion, task)].append(lesson.id)
     wanted = set(task.labels) if isinstance(task, ClassificationTask) else {_ANY}
     size = min([config.lessons_per_class, *(len(by_class[name]) for name in wanted)])
     draw = random.Random(f"{seed}/aggregate")
@@ -87,6 +116,6 @@ def aggregate(
 _ANY = "all"
 
 
-def _class_of(completion: str, task: Task) -> str:
+def class_of(completion: str, task: Task) -> str:
     """The class to balance over: the label, or one class for all of a generation task."""
     return completion if isinstance(task, ClassificationTask) else _ANY

@@ -35,7 +35,7 @@ def write_instruction(
     system, user = prompts.instruction_request(task, [record.example() for record in references])
     sampling = Sampling(_MAX_NEW_TOKENS, min(config.temperature, 0.7), config.top_p, config.top_k, "\n")
     [texts] = engine.generate([engine.chat(system, user)], _DRAFTS, sampling, draw.getrandbits(48))
-    wordings = [_sentences(text.text) for text in texts]
+    wordings = [sentences(text.text) for text in texts]
     return tuple(
         Draft(f"{silo}-r{round}-instruction-{j}", "instruction", wording, "", prompts.VERSION)
         for j, wording in enumerate(wordings)
@@ -43,7 +43,7 @@ def write_instruction(
     )
 
 
-def _sentences(wording: str) -> str:
+def sentences(wording: str) -> str:
     """The whole sentences of a wording: what stops short, or only announces ("Here is some advice:"), is left out."""
     end = max(wording.rfind(mark) for mark in ".!?")
     return wording[: end + 1].strip()
@@ -54,7 +54,11 @@ def choose_instruction(lessons: LessonSet) -> str | None:
 
     It looks at released text only, so it costs no privacy.
     """
-    wordings = [lesson.prompt for lesson in lessons if lesson.kind == "instruction"]
+    return medoid([lesson.prompt for lesson in lessons if lesson.kind == "instruction"])
+
+
+def medoid(wordings: Sequence[str]) -> str | None:
+    """The wording most like all the others, by embedding; None of none."""
     if not wordings:
         return None
     vectors = embed(wordings)

@@ -28,8 +28,15 @@ def defuse(text: str) -> str:
     return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
 
 
-def example_prompt(task: Task, label: str | None, references: Sequence[Example]) -> str:
-    """Plain text whose natural continuation is one more example of the label, ended by `STOP`."""
+def example_prompt(task: Task, label: str | None, references: Sequence[Example], advice: str | None = None) -> str:
+    """Plain text whose natural continuation is one more example of the label, ended by `STOP`.
+
+    Args:
+        task: The task.
+        label: The label asked for; None for generation.
+        references: Shown first, as examples of the same.
+        advice: A released wording of the instruction, shown before everything else.
+    """
     if isinstance(task, ClassificationTask):
         assert label is not None
         head = f"A collection of different examples of {label} ({task.text_noun}: {task.labels[label]}).\n"
@@ -42,6 +49,8 @@ def example_prompt(task: Task, label: str | None, references: Sequence[Example])
             for reference in references
         ]
         opening = task.text_noun
+    if advice:
+        head = f"{defuse(advice)}\n{head}"
     blocks = [f"\n### {opening} {i}\n{text}\n" for i, text in enumerate(shown, 1)]
     last = f"\n### {opening} {len(shown) + 1}\n"
     return head + "".join(blocks) + last + (_QUESTION if isinstance(task, GenerationTask) else "")
@@ -75,8 +84,9 @@ def instruction_request(task: Task, references: Sequence[Example]) -> tuple[str,
     """System and user message that ask a teacher to word advice for the task."""
     system = "You write short, general advice. You never quote examples, names, addresses or numbers."
     shown = "\n".join(f"- {defuse(r.prompt)[:160]} => {defuse(r.completion)[:80]}" for r in references)
+    examples = f"Some examples:\n{shown}\n\n" if references else "\n"
     user = (
-        f"The task: {public_instruction(task)}\nSome examples:\n{shown}\n\n"
+        f"The task: {public_instruction(task)}\n{examples}"
         "Write one or two sentences of general advice on how to get this right. Do not quote the examples."
     )
     return system, user

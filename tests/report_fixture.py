@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, Literal
 
-from tutelage.configs.records import CurvePoint, Metric, RoundReport, SiloCounts
+from tutelage.configs.records import Certificate, CurvePoint, Metric, RoundReport, SiloCounts, Spend
 from tutelage.configs.schema import GateConfig, GateRule
+from tutelage.privacy import accounting
 from tutelage.privacy.gate import decide
 from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
 
@@ -15,6 +16,7 @@ PROTECTION = (
     "Lessons are screened: personal data was replaced and copies of private records were dropped. "
     "This is hygiene, without a formal guarantee."
 )
+FORMAL_PROTECTION = "Lessons were written under differential privacy; the certificates say what that is worth."
 GATE = GateConfig(
     rules=(
         GateRule(metric="accuracy.student", bound="ci_low", op=">=", value=0.6),
@@ -25,6 +27,10 @@ GATE = GateConfig(
         GateRule(metric="forgetting.increase", op="<=", value=0.5),
     )
 )
+FORMAL_GATE = GateConfig(rules=(*GATE.rules, GateRule(metric="epsilon.claimed", op="<=", value=4.0)))
+INTERNAL = "Figures marked internal are computed from private records without protection and stay with the silos."
+UNITS = (1305, 1420, 1351, 1388)
+"""N of a formal run's silos."""
 TIMINGS = {
     "prepare": 14.2, "round-1/teach-silo-0": 41.8, "round-1/teach-silo-1": 40.3, "round-1/teach-silo-2": 42.0,
     "round-1/teach-silo-3": 39.9, "round-1/screen": 22.7, "round-1/train": 71.5, "round-1/measure": 48.1,
@@ -32,10 +38,10 @@ TIMINGS = {
 }  # fmt: skip
 
 
-def around(name: str, value: float, half: float, n: int) -> Metric:
+def around(name: str, value: float, half: float, n: int, internal: bool = False) -> Metric:
     """A figure with a symmetric interval, as a bootstrap of `n` items might give it."""
-    interval = "95% bootstrap (1000)"
-    return Metric(name=name, value=value, ci_low=value - half, ci_high=value + half, n=n, interval=interval)
+    low, high, how = value - half, value + half, "95% bootstrap (1000)"
+    return Metric(name=name, value=value, ci_low=low, ci_high=high, n=n, interval=how, internal=internal)
 
 
 def metrics(student_hits: int = 97) -> list[Metric]:
@@ -72,6 +78,20 @@ def metrics(student_hits: int = 97) -> list[Metric]:
         share_metric("overlap.ngram_share", 3, 96, internal=True, note="an upper bound over silos"),
         share_metric("overlap.near_duplicate_share", 0, 96, internal=True, note="an upper bound over silos"),
         point_metric("overlap.cosine_max", 0.8712, 96, "a maximum", internal=True),
+    ]
+
+
+def brackets(public: int = 74, unprotected: int = 104) -> list[Metric]:
+    """What a formal round measures beside that, from the hits among 120 at ε = 0 and at ε = ∞."""
+    return [
+        metric
+        for method, k, internal in (("epsilon_0", public, False), ("epsilon_inf", unprotected, True))
+        for metric in (
+            share_metric(f"accuracy.{method}", k, 120, internal=internal),
+            around(f"macro_f1.{method}", k / 120 - 0.006, 0.07, 120, internal),
+            share_metric(f"recall.{method}.spam", k // 2 + 3, 60, internal=internal),
+            share_metric(f"recall.{method}.ham", k // 2 - 3, 60, internal=internal),
+        )
     ]
 
 
@@ -128,6 +148,69 @@ def refused(round: int = 1) -> RoundReport:
     name = "canary.rank0_share"
     figures = tuple(missing_metric(name) if metric.name == name else metric for metric in metrics(77))
     return report(round, decision=decide(figures, GATE, lessons=96), metrics=figures)
+
+
+def formal(round: int = 1, rounds: int | None = None, **changes: Any) -> RoundReport:
+    """A passed round under ε = 4 for all of `rounds` (None: it is the last); `changes` replace fields."""
+    certificates = tuple(certificate(k, round, rounds or round) for k in range(4))
+    claimed = max(one.epsilon for one in certificates)
+    figures = (*metrics(), *brackets(), point_metric("epsilon.claimed", claimed, 4, "an upper bound"))
+    counts = {"prompts": 81, "drafts": 162, "malformed": 3, "dropped": {"too_short": 9}, "released": 150}
+    fields: dict[str, Any] = {
+        "protection": FORMAL_PROTECTION,
+        "certificates": certificates,
+        "silos": tuple(silo(k).model_copy(update={"records": UNITS[k], **counts}) for k in range(4)),
+        "metrics": figures,
+        "decision": decide(figures, FORMAL_GATE, lessons=96),
+    }
+    return report(round, **{**fields, **changes})
+
+
+def certificate(k: int, round: int = 1, rounds: int = 1) -> Certificate:
+    """What silo k has spent by a round of a run of `rounds`: all of ε = 4 by the last. Silo 2 was in another run."""
+    delta = accounting.max_delta(UNITS[k])
+    rho = accounting.max_rho(4.0, delta) * (1 - 1e-9)  # shares of it may add up to a little more
+    counts, vote, teach = 0.02 * rho, 0.098 * rho / rounds, 0.882 * rho / rounds
+    moves = 0.9 * math.sqrt(2 * teach / 80)
+    drawn: dict[str, float | int | str] = {
+        "sensitivity": moves, "temperature": 0.9, "top_k": 100, "max_tokens": 80, "batch_units": 16,
+        "divisor spam": 5.4, "clip spam": 5.4 * moves, "divisor ham": 10.6, "clip ham": 10.6 * moves,
+    }  # fmt: skip
+    spends = [_histogram("label_counts", 1, counts)]
+    for r in range(1, round + 1):
+        written = {"event": "zcdp", "rho": teach}
+        spends += [Spend(what="teach", round=r, event=written, parts=UNITS[k] // 16, parameters=drawn)]
+        spends += [_histogram("vote", r, vote)]
+    events = [accounting.event_from_json(spend.event) for spend in spends]
+    elsewhere = [accounting.event_from_json({"event": "zcdp", "rho": 0.15})] if k == 2 else []
+    return Certificate(
+        run_id="demo-5f3a9c1e",
+        silo=f"silo-{k}",
+        round=round,
+        mechanism="private_prediction",
+        unit="record",
+        units=UNITS[k],
+        adjacency=accounting.ADJACENCY,
+        delta=delta,
+        epsilon=accounting.epsilon(events, delta),
+        epsilon_asked=4.0,
+        epsilon_ledger=accounting.epsilon([*events, *elsewhere], delta),
+        spends=tuple(spends),
+        not_charged=(
+            f"The number of units, {UNITS[k]}, is public: a unit replaced by null leaves its place.",
+            INTERNAL,
+        ),
+        ledger=digest(f"silo {k}")[:16],
+        ledger_head=digest(f"ledger of silo {k} after round {round}"),
+        lessons_digest=digest(f"lessons of silo {k}, round {round}"),
+        version="0.1.0",
+        signature=(digest(f"signature {k}") * 2),
+    )
+
+
+def _histogram(what: Literal["label_counts", "vote"], round: int, rho: float) -> Spend:
+    event = {"event": "zcdp", "rho": rho}
+    return Spend(what=what, round=round, event=event, parts=1, parameters={"sigma": 1 / math.sqrt(2 * rho)})
 
 
 def digest(text: str) -> str:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import dp_accounting as dp
 import numpy as np
@@ -14,14 +16,10 @@ from scipy.stats import chisquare
 from tutelage.configs.errors import PrivacyError
 from tutelage.privacy.accounting import epsilon, max_rho
 from tutelage.privacy.histogram import NoisyHistogram, _bernoulli_exp, _discrete_gaussian, _discrete_laplace
-from tutelage.privacy.ledger import Reservation
+from tutelage.privacy.ledger import Internal, Ledger, Terms
 
 DRAWS = 6000
 UNLIKELY = 1e-7
-
-
-def reservation() -> Reservation:
-    return Reservation(1, dp.NonPrivateDpEvent())
 
 
 def fits(drawn: list[int], weight: dict[int, float]) -> float:
@@ -69,7 +67,7 @@ def test_neighbours_stay_within_the_bound(sigma: float, alpha: float) -> None:
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=40), st.floats(0.1, 3))
 def test_noise_lies_about_the_counts(choices: list[int | None], sigma: float) -> None:
-    found = NoisyHistogram(sigma).release(choices, 5, reservation())
+    found = NoisyHistogram(sigma).release(choices, 5, Internal())
     truth = Counter(choice for choice in choices if choice is not None)
     assert all(abs(count - truth[i]) <= 12 * sigma + 12 for i, count in enumerate(found))
     assert all(isinstance(count, int) for count in found)
@@ -87,11 +85,56 @@ def test_no_noise_is_no_mechanism() -> None:
             NoisyHistogram(sigma)
 
 
-def test_a_choice_outside_the_bins_spends_nothing() -> None:
-    whole = reservation()
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.begin(tmp_path / "ledger.jsonl", Terms("a1b2", "record", 40, 1e-6, 20.0))
+
+
+def test_a_choice_outside_the_bins_uses_nothing_up(ledger: Ledger) -> None:
+    histogram = NoisyHistogram(1.0)
+    reserved = ledger.reserve(histogram.event(), run="r")
     for wrong in (5, -1):
         with pytest.raises(ValueError, match="outside"):
-            NoisyHistogram(1.0).release([0, wrong], 5, whole)
-    NoisyHistogram(1.0).release([0], 5, whole)
+            histogram.release([0, wrong], 5, reserved)
+    assert reserved.unused == [0]
+    histogram.release([0], 5, reserved)
+    assert reserved.unused == []
+
+
+def test_a_histogram_is_released_once(ledger: Ledger) -> None:
+    histogram = NoisyHistogram(1.0)
+    histogram.release([0, 1], 2, ledger.reserve(histogram.event(), run="r"))
     with pytest.raises(PrivacyError, match="once"):
-        NoisyHistogram(1.0).release([0], 5, whole)
+        histogram.release([0, 1], 2, ledger.reserve(histogram.event(), run="r"))
+    assert ledger.spent() == epsilon([histogram.event()], 1e-6)
+
+
+def test_what_was_reserved_must_cover_it(ledger: Ledger) -> None:
+    dearer = NoisyHistogram(0.999)
+    reserved = ledger.reserve(NoisyHistogram(1.0).event(), run="r")
+    with pytest.raises(PrivacyError, match="does not cover"):
+        dearer.release([0, 1], 2, reserved)
+    with pytest.raises(PrivacyError, match="does not cover"):
+        dearer.release([0, 1], 2, ledger.reserve(dp.NoOpDpEvent(), run="free"))
+    NoisyHistogram(1.001).release([0, 1], 2, reserved)
+
+
+def test_nothing_is_counted_before_it_is_claimed() -> None:
+    class Refusing:
+        def claim(self, event: dp.DpEvent, parts: Iterable[int]) -> None:
+            assert (event, list(parts)) == (NoisyHistogram(2.0).event(), [0])
+            raise PrivacyError("no")
+
+    class Choices(list[int | None]):
+        """Choices that may be looked over once, for those that are no bin."""
+
+        looked = 0
+
+        def __iter__(self) -> Iterator[int | None]:
+            self.looked += 1
+            return super().__iter__()
+
+    choices = Choices([0, 1, None])
+    with pytest.raises(PrivacyError, match="no"):
+        NoisyHistogram(2.0).release(choices, 2, Refusing())
+    assert choices.looked == 1

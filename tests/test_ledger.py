@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
-import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from hypothesis import strategies as st
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.privacy import accounting
 from tutelage.privacy import ledger as module
-from tutelage.privacy.ledger import BudgetError, Ledger, Terms
+from tutelage.privacy.ledger import BudgetError, Ledger, Reservation, Terms
 
-TERMS = Terms(silo="a1b2", unit="record", delta=1e-6, budget=4.0)
+TERMS = Terms(silo="a1b2", unit="record", units=100, delta=1e-6, budget=4.0)
 TENTH = dp.ZCDpEvent(accounting.max_rho(4.0, 1e-6) / 10)
 
 
@@ -32,8 +33,19 @@ def begin(folder: Path, terms: Terms = TERMS) -> Ledger:
 
 
 def spend(ledger: Ledger, times: int = 1, **purpose: Any) -> None:
+    """Reserve for purposes that were never reserved for."""
     for _ in range(times):
-        ledger.reserve(TENTH, **({"run": "r"} | purpose))
+        ledger.reserve(TENTH, run="r", line=len(ledger.entries()), **purpose)
+
+
+def kinds(ledger: Ledger) -> list[str]:
+    return [entry.kind for entry in ledger.entries()]
+
+
+def uses(ledger: Ledger) -> list[tuple[int, int]]:
+    """Reservation and part of everything that was ever claimed."""
+    found = [entry.fields for entry in ledger.entries() if entry.kind == "use"]
+    return [(fields["reservation"], part) for fields in found for part in fields["parts"]]
 
 
 # ---- the budget -----------------------------------------------------------------------------------------------------
@@ -60,18 +72,31 @@ def test_a_budget_is_spent_to_its_end_and_no_further(tmp_path: Path) -> None:
 def test_what_was_granted_never_passes_the_budget(
     tmp_path_factory: pytest.TempPathFactory, rhos: list[float], budget: float
 ) -> None:
-    ledger = begin(tmp_path_factory.mktemp("ledger"), Terms("s", "record", 1e-6, budget))
+    ledger = begin(tmp_path_factory.mktemp("ledger"), Terms("s", "record", 100, 1e-6, budget))
     granted: list[Any] = []
-    for rho in rhos:
+    for i, rho in enumerate(rhos):
         event = dp.SelfComposedDpEvent(dp.ZCDpEvent(rho / 4), 4)
         try:
-            ledger.reserve(event)
+            ledger.reserve(event, i=i)
         except BudgetError:
             assert accounting.epsilon([*granted, event], 1e-6) > budget
         else:
             granted.append(event)
-    assert ledger.spent() == accounting.epsilon(granted, 1e-6) <= budget
+    assert ledger.spent() == accounting.epsilon(granted, 1e-6) <= budget * (1 + 1e-9)
     assert 0 <= ledger.left() <= budget * (1 + 1e-9)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=9), st.floats(0.1, 8))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_shares_of_a_budget_all_fit_and_nothing_beside_them(
+    tmp_path_factory: pytest.TempPathFactory, weights: list[float], budget: float
+) -> None:
+    ledger = begin(tmp_path_factory.mktemp("ledger"), Terms("s", "record", 100, 1e-6, budget))
+    rho = accounting.max_rho(budget, 1e-6)
+    for i, weight in enumerate(weights):
+        ledger.reserve(dp.ZCDpEvent(rho * weight / sum(weights)), i=i)
+    with pytest.raises(BudgetError):
+        ledger.reserve(dp.ZCDpEvent(rho * 1e-6), i=len(weights))
 
 
 @pytest.mark.parametrize("event", [dp.NonPrivateDpEvent(), dp.SelfComposedDpEvent(dp.NonPrivateDpEvent(), 2)])
@@ -81,36 +106,253 @@ def test_what_is_not_private_never_fits(tmp_path: Path, event: Any) -> None:
 
 
 def test_what_costs_nothing_always_fits(tmp_path: Path) -> None:
-    ledger = begin(tmp_path, Terms("s", "record", 1e-6, 0.0))
-    ledger.reserve(dp.NoOpDpEvent())
-    ledger.note_internal(what="audit")
+    ledger = begin(tmp_path, Terms("s", "record", 100, 1e-6, 0.0))
+    ledger.reserve(dp.NoOpDpEvent()).claim(dp.NoOpDpEvent())
+    ledger.internal(what="audit")
     assert ledger.spent() == 0
     with pytest.raises(BudgetError):
-        ledger.reserve(TENTH)
+        ledger.reserve(TENTH, run="r")
 
 
 def test_settling_gives_nothing_back(tmp_path: Path) -> None:
     ledger = begin(tmp_path)
-    reservation = ledger.reserve(TENTH, run="r", round=1)
+    reservation = ledger.reserve(TENTH, 3, run="r", round=1)
     spent = ledger.spent()
-    ledger.settle(reservation, texts=0)
+    reservation.claim(TENTH, [1])
+    reservation.settle(texts=0)
     assert ledger.spent() == spent
-    with pytest.raises(PrivacyError, match="no such open reservation"):
-        ledger.settle(reservation, texts=0)
-    assert [entry.kind for entry in ledger.entries()] == ["terms", "reserve", "settle"]
+    reservation.settle(texts=5)
+    begin(tmp_path).reserve(TENTH, 3, run="r", round=1).settle()
+    assert kinds(ledger) == ["terms", "reserve", "use", "settle"], "settled once"
+    assert ledger.entries()[3].fields == {"reservation": 1, "outcome": {"texts": 0}}
     assert ledger.entries()[1].fields["purpose"] == {"run": "r", "round": 1}
     assert ledger.entries()[1].event == TENTH
+    assert reservation.unused == [0, 2], "what is left over is not given back"
+    with pytest.raises(PrivacyError, match="settled"):
+        reservation.claim(TENTH, [0])
+    assert len(ledger.entries()) == 4
 
 
-def test_a_reservation_serves_once_and_here(tmp_path: Path) -> None:
-    reservation = begin(tmp_path).reserve(TENTH)
-    with pytest.raises(PrivacyError, match="does not cover"):
-        reservation.use(dp.SelfComposedDpEvent(TENTH, 2))
-    reservation.use(TENTH)
-    with pytest.raises(PrivacyError, match="once"):
-        reservation.use(TENTH)
-    with pytest.raises(PrivacyError, match="pickled"):
-        pickle.dumps(reservation)
+# ---- purposes and parts ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_purpose_is_the_same_reservation(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    first = ledger.reserve(TENTH, 2, run="r", round=1)
+    first.claim(TENTH, [1])
+    again = Ledger(ledger.path).reserve(TENTH, 2, round=1, run="r")
+    assert (again.number, again.event, again.parts, again.unused) == (first.number, TENTH, 2, [0])
+    for other in ({"run": "r", "round": 2}, {"run": "q", "round": 1}, {"run": "r"}, {"run": "r", "round": "1"}):
+        assert ledger.reserve(TENTH, 2, **other).unused == [0, 1]
+    assert ledger.spent() == accounting.epsilon([TENTH] * 5, 1e-6)
+
+
+def test_a_purpose_that_changes_its_mind_is_refused(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    ledger.reserve(TENTH, 2, run="r")
+    before = ledger.path.read_bytes()
+    cheaper, dearer = dp.ZCDpEvent(TENTH.rho / 2), dp.SelfComposedDpEvent(TENTH, 2)
+    for event, parts in ((cheaper, 2), (dearer, 2), (dp.NoOpDpEvent(), 2), (TENTH, 3), (TENTH, 1)):
+        with pytest.raises(PrivacyError, match="another event"):
+            ledger.reserve(event, parts, run="r")
+    assert ledger.path.read_bytes() == before
+
+
+def test_what_was_refused_can_be_asked_for_again_smaller(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    with pytest.raises(BudgetError):
+        ledger.reserve(dp.SelfComposedDpEvent(TENTH, 11), run="r")
+    ledger.reserve(dp.SelfComposedDpEvent(TENTH, 10), run="r").claim(TENTH)
+
+
+def test_what_was_granted_is_found_again_when_nothing_is_left(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    first = ledger.reserve(TENTH, run="first")
+    spend(ledger, 9)
+    assert ledger.reserve(TENTH, run="first").number == first.number
+    with pytest.raises(BudgetError):
+        ledger.reserve(TENTH, run="second")
+
+
+def test_a_reservation_serves_each_part_once(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    reservation = ledger.reserve(TENTH, 4)
+    assert ledger.spent() == accounting.epsilon([TENTH], 1e-6), "disjoint parts cost what one costs"
+    assert reservation.unused == [0, 1, 2, 3]
+    for wrong in (dp.SelfComposedDpEvent(TENTH, 2), dp.NonPrivateDpEvent()):
+        with pytest.raises(PrivacyError, match="does not cover"):
+            reservation.claim(wrong, [0])
+    reservation.claim(dp.NoOpDpEvent(), [3])
+    reservation.claim(TENTH, [2, 0])
+    assert reservation.unused == [1]
+    for handle in (reservation, begin(tmp_path).reserve(TENTH, 4)):
+        for parts in ([0], [3], [1, 2], [1, 1]):
+            with pytest.raises(PrivacyError, match="used once"):
+                handle.claim(TENTH, parts)
+        for parts in ([4], [-1], [1, 4]):
+            with pytest.raises(PrivacyError, match="no such part"):
+                handle.claim(TENTH, parts)
+    assert reservation.unused == [1], "what was refused used nothing up"
+    reservation.claim(TENTH, [1])
+    assert kinds(ledger) == ["terms", "reserve", "use", "use", "use"]
+    assert [entry.fields["parts"] for entry in ledger.entries()[2:]] == [[3], [0, 2], [1]]
+
+
+def test_a_reservation_has_at_least_one_part(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    for parts in (0, -1):
+        with pytest.raises((PrivacyError, ValueError)):
+            ledger.reserve(TENTH, parts)
+    assert ledger.spent() == 0
+
+
+def test_what_is_internal_is_written_once_and_costs_nothing(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    for _ in range(2):
+        internal = begin(tmp_path).internal(run="r", what="audit")
+        for _ in range(2):
+            internal.claim(dp.NonPrivateDpEvent(), [0, 7])
+    ledger.internal(run="q", what="audit")
+    assert kinds(ledger) == ["terms", "internal", "internal"]
+    assert ledger.spent() == 0
+
+
+SHARES = st.sampled_from([1, 3, 5])
+PARTS = st.integers(1, 4)
+STEPS = st.one_of(
+    st.tuples(st.just("reserve"), st.integers(0, 3), SHARES, PARTS),
+    st.tuples(st.just("claim"), st.integers(0, 3), st.lists(st.integers(0, 4), max_size=3)),
+    st.tuples(st.just("settle"), st.integers(0, 3)),
+    st.tuples(st.just("cut"), st.floats(0, 1)),
+)
+
+
+@given(st.lists(STEPS, max_size=25))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_history_uses_a_part_twice_or_passes_the_budget(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """Against the plainest model of it, with crashes in between after which other processes go on."""
+    ledger = begin(tmp_path_factory.mktemp("ledger"))
+    held: dict[int, tuple[int, int]] = {}  # purpose -> tenths of the budget, parts
+    used: dict[int, list[int]] = {}
+    settled: set[int] = set()
+    handles: dict[int, Reservation] = {}
+    for kind, what, *rest in steps:
+        if kind == "cut":
+            assert ledger.entries()  # completes what an earlier cut left
+            data, upcoming = files(ledger)
+            put(ledger, data[: len(data) - round(what * len(upcoming))], upcoming)
+            ledger = Ledger(ledger.path)
+        elif kind == "reserve":
+            share, parts = rest
+            event = dp.SelfComposedDpEvent(TENTH, share)
+            fits = sum(tenths for tenths, _ in held.values()) + share <= 10
+            if held.get(what, (share, parts)) != (share, parts):
+                with pytest.raises(PrivacyError, match="another event"):
+                    ledger.reserve(event, parts, purpose=what)
+            elif what not in held and not fits:
+                with pytest.raises(BudgetError):
+                    ledger.reserve(event, parts, purpose=what)
+            else:
+                handles[what] = ledger.reserve(event, parts, purpose=what)
+                held[what] = (share, parts)
+                used.setdefault(what, [])
+        elif what in held and kind == "settle":
+            handles[what].settle(at=len(used[what]))
+            settled.add(what)
+        elif what in held:
+            [parts] = rest
+            once = len(set(parts)) == len(parts) and not set(parts) & set(used[what])
+            if once and what not in settled and all(part < held[what][1] for part in parts):
+                handles[what].claim(TENTH, parts)
+                used[what] += parts
+            else:
+                with pytest.raises(PrivacyError):
+                    handles[what].claim(TENTH, parts)
+    ledger = Ledger(ledger.path)
+    for what, (share, parts) in held.items():
+        found = ledger.reserve(dp.SelfComposedDpEvent(TENTH, share), parts, purpose=what)
+        assert (found.number, found.unused) == (
+            handles[what].number,
+            [part for part in range(parts) if part not in used[what]],
+        )
+    events = [dp.SelfComposedDpEvent(TENTH, share) for share, _ in held.values()]
+    assert ledger.spent() == accounting.epsilon(events, 1e-6) <= TERMS.budget * (1 + 1e-9)
+    written = uses(ledger)
+    assert sorted(written) == sorted((handles[what].number, part) for what in used for part in used[what])
+    assert len(set(written)) == len(written)
+    assert kinds(ledger).count("settle") == len(settled)
+
+
+# ---- what another ledger has spent ----------------------------------------------------------------------------------
+
+
+def two(folder: Path) -> tuple[Ledger, Ledger]:
+    return begin(folder / "here"), begin(folder / "there")
+
+
+def test_another_ledgers_spending_is_charged_once(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    here.charge(there, "there")
+    assert kinds(here) == ["terms"], "nothing to charge"
+    spend(there, 2)
+    there.reserve(TENTH, 3, run="x").claim(TENTH, [1])
+    there.internal(what="audit")
+    for _ in range(3):
+        here.charge(there, "there")
+        here = Ledger(here.path)
+    assert (kinds(here), here.spent()) == (["terms", "charge"], there.spent())
+    assert here.left() == there.left()
+    spend(there)
+    spend(here)
+    here.charge(there, "there")
+    assert kinds(here) == ["terms", "charge", "reserve", "charge"]
+    assert here.spent() == accounting.epsilon([TENTH] * 5, 1e-6)
+
+
+def test_a_charge_is_not_charged_back(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    spend(here)
+    spend(there, 2)
+    for _ in range(3):
+        here.charge(there, "there")
+        there.charge(here, "here")
+    assert here.spent() == there.spent() == accounting.epsilon([TENTH] * 3, 1e-6)
+
+
+def test_two_ledgers_are_charged_apart(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    third = begin(tmp_path / "third")
+    spend(there, 2)
+    spend(third, 3)
+    for _ in range(2):
+        here.charge(there, "there")
+        here.charge(third, "third")
+    assert here.spent() == accounting.epsilon([TENTH] * 5, 1e-6)
+
+
+def test_a_charge_may_pass_the_budget_and_then_nothing_is_left(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    mine = here.reserve(TENTH, run="mine")
+    spend(there, 10)
+    here.charge(there, "there")
+    assert here.spent() == accounting.epsilon([TENTH] * 11, 1e-6) > TERMS.budget
+    assert here.left() == 0
+    with pytest.raises(BudgetError):
+        here.reserve(dp.ZCDpEvent(1e-9), run="new")
+    here.reserve(TENTH, run="mine").claim(TENTH)
+    assert mine.unused == [], "what was granted before stays granted"
+
+
+def test_a_damaged_ledger_is_not_charged(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    spend(there, 2)
+    put(there, *((files(there)[0][:-5] + b"xxxx\n"), files(there)[1]))
+    before = here.path.read_bytes()
+    with pytest.raises(PrivacyError, match="edited or cut short"):
+        here.charge(there, "there")
+    assert here.path.read_bytes() == before
 
 
 # ---- terms ----------------------------------------------------------------------------------------------------------
@@ -119,9 +361,9 @@ def test_a_reservation_serves_once_and_here(tmp_path: Path) -> None:
 def test_terms_are_fixed(tmp_path: Path) -> None:
     spend(begin(tmp_path))
     assert begin(tmp_path).terms == TERMS
-    for change in ({"budget": 9.0}, {"delta": 1e-5}, {"unit": "owner"}, {"adjacency": "add-remove"}):
+    for change in ({"budget": 9.0}, {"delta": 1e-5}, {"unit": "owner"}, {"units": 101}, {"adjacency": "add-remove"}):
         with pytest.raises(UserError, match=next(iter(change))):
-            begin(tmp_path, Terms(**{"silo": "a1b2", "unit": "record", "delta": 1e-6, "budget": 4.0} | change))
+            begin(tmp_path, Terms(**asdict(TERMS) | change))
     assert len(begin(tmp_path).entries()) == 2
 
 
@@ -132,7 +374,7 @@ def test_terms_are_fixed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_impossible_terms(changes: dict[str, float], key: str) -> None:
     with pytest.raises(UserError) as caught:
-        Terms(**{"silo": "s", "unit": "record", "delta": 1e-6, "budget": 4.0} | changes)
+        Terms(**asdict(TERMS) | changes)
     assert caught.value.key == f"privacy.{key}"
 
 
@@ -149,6 +391,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     ledger = begin(tmp_path / "new")
     spend(ledger)
     assert ledger.path.stat().st_mode & 0o077 == 0
+    assert ledger._next.stat().st_mode & 0o077 == 0
     assert ledger.path.parent.stat().st_mode & 0o077 == 0
 
 
@@ -178,16 +421,54 @@ def test_cut_at_any_byte_of_the_last_line_it_is_completed_and_spent(tmp_path: Pa
         assert files(ledger) == (data, upcoming)
 
 
+def test_a_use_that_was_cut_short_counts_as_used(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    reservation = ledger.reserve(TENTH, 4, run="r")
+    reservation.claim(TENTH, [0])
+    reservation.claim(TENTH, [1, 2])
+    data, upcoming = files(ledger)
+    assert json.loads(upcoming)["kind"] == "use"
+    for length in range(len(data) - len(upcoming), len(data) + 1):
+        put(ledger, data[:length], upcoming)
+        found = Ledger(ledger.path).reserve(TENTH, 4, run="r")
+        for used in (0, 1, 2):
+            with pytest.raises(PrivacyError, match="used once"):
+                found.claim(TENTH, [used, 3])
+        assert found.unused == [3]
+        assert files(ledger) == (data, upcoming)
+    found.claim(TENTH, [3])
+    assert reservation.unused == []
+
+
+def test_a_charge_that_was_cut_short_is_charged_once(tmp_path: Path) -> None:
+    here, there = two(tmp_path)
+    spend(there, 2)
+    here.charge(there, "there")
+    data, upcoming = files(here)
+    for length in range(len(data) - len(upcoming), len(data) + 1, 7):
+        put(here, data[:length], upcoming)
+        Ledger(here.path).charge(there, "there")
+        assert files(here) == (data, upcoming)
+
+
 def test_cut_anywhere_before_it_is_refused(tmp_path: Path) -> None:
     ledger = begin(tmp_path)
-    spend(ledger, 3)
+    reservation = ledger.reserve(TENTH, 3, run="r")
+    reservation.claim(TENTH, [0])
+    spend(ledger)
     data, upcoming = files(ledger)
     for length in range(len(data) - len(upcoming)):
         put(ledger, data[:length], upcoming)
         with pytest.raises(PrivacyError, match="edited or cut short"):
             Ledger(ledger.path).spent()
-        with pytest.raises(PrivacyError, match="edited or cut short"):
-            spend(ledger)
+        for ask in (
+            lambda: ledger.reserve(TENTH, 3, run="r"),
+            lambda: ledger.reserve(TENTH, run="new"),
+            lambda: reservation.claim(TENTH, [1]),
+            lambda: reservation.settle(),
+        ):
+            with pytest.raises(PrivacyError, match="edited or cut short"):
+                ask()
         assert files(ledger) == (data[:length], upcoming), "nothing is made worse"
 
 
@@ -205,11 +486,15 @@ def test_a_crash_at_the_first_line(tmp_path: Path) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_is_found(tmp_path: Path, data: st.DataObject) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    for stale in (ledger.path, ledger._next):
+    other = Ledger(tmp_path / "other" / "ledger.jsonl")
+    for stale in (ledger.path, ledger._next, other.path, other._next):
         stale.unlink(missing_ok=True)
-    ledger = begin(tmp_path)
-    spend(ledger, 2)
-    ledger.settle(ledger.reserve(TENTH), texts=3)
+    ledger, other = begin(tmp_path), begin(tmp_path / "other")
+    spend(other)
+    ledger.charge(other, "other")
+    reservation = ledger.reserve(TENTH, 2)
+    reservation.claim(TENTH, [1])
+    reservation.settle(texts=3)
     whole, upcoming = files(ledger)
     spent = ledger.spent()
     where = data.draw(st.integers(0, len(whole) - 1))
@@ -245,6 +530,21 @@ def test_lines_left_out_swapped_or_repeated(tmp_path: Path) -> None:
     "fields",
     [
         {"kind": "reserve", "event": {"event": "no_op"}},
+        {"kind": "reserve", "event": {"event": "no_op"}, "purpose": {}},
+        {"kind": "reserve", "event": {"event": "no_op"}, "purpose": {}, "parts": 0},
+        {"kind": "reserve", "event": {"event": "no_op"}, "purpose": {}, "parts": True},
+        {"kind": "use", "reservation": 1},
+        {"kind": "use", "reservation": 7, "parts": [0]},
+        {"kind": "use", "reservation": 0, "parts": [0]},
+        {"kind": "use", "reservation": 1, "parts": [1]},
+        {"kind": "use", "reservation": 1, "parts": [0, 0]},
+        {"kind": "use", "reservation": 1, "parts": ["0"]},
+        {"kind": "use", "reservation": 1, "parts": 0},
+        {"kind": "charge", "ledger": "x", "events": []},
+        {"kind": "charge", "ledger": "x", "through": 0, "events": []},
+        {"kind": "charge", "ledger": "x", "through": "1", "events": []},
+        {"kind": "charge", "ledger": "x", "through": 1, "events": [1]},
+        {"kind": "charge", "ledger": ["x"], "through": 1, "events": []},
         {"kind": "refund", "purpose": {}},
         {"kind": "terms", **TERMS.__dict__},
         {"kind": "settle", "reservation": 7, "outcome": {}},
@@ -263,14 +563,21 @@ def test_a_line_that_follows_but_means_nothing(tmp_path: Path, fields: dict[str,
         ledger.spent()
 
 
-def test_an_event_that_is_not_understood_uses_up_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "reserve", "event": {"event": "x"}, "purpose": {}, "parts": 1},
+        {"kind": "charge", "ledger": "x", "through": 1, "events": [{"event": "x"}]},
+    ],
+)
+def test_an_event_that_is_not_understood_uses_up_everything(tmp_path: Path, fields: dict[str, Any]) -> None:
     ledger = begin(tmp_path)
-    line = json.dumps({"n": 1, "previous": ledger.head, "kind": "reserve", "event": {"event": "x"}, "purpose": {}})
+    line = json.dumps({"n": 1, "previous": ledger.head, **fields})
     put(ledger, ledger.path.read_bytes() + line.encode() + b"\n", line.encode() + b"\n")
     assert ledger.spent() == math.inf
     assert ledger.left() == 0
     with pytest.raises(BudgetError):
-        ledger.reserve(dp.NoOpDpEvent())
+        ledger.reserve(dp.NoOpDpEvent(), run="new")
 
 
 def test_a_disk_that_fills_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,11 +602,26 @@ def test_a_disk_that_fills_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # ---- several processes, and death -----------------------------------------------------------------------------------
 
 
-def _spender(path: Path, times: int, granted: Any) -> None:
+def together(*workers: Any) -> None:
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * len(workers)
+
+
+def drain(queue: Any) -> list[Any]:
+    found = []
+    while not queue.empty():
+        found.append(queue.get())
+    return found
+
+
+def _spender(path: Path, name: int, times: int, granted: Any) -> None:
     ledger = Ledger(path)
-    for _ in range(times):
+    for i in range(times):
         try:
-            ledger.reserve(TENTH)
+            ledger.reserve(TENTH, worker=name, i=i)
         except BudgetError:
             return
         granted.put(1)
@@ -308,32 +630,47 @@ def _spender(path: Path, times: int, granted: Any) -> None:
 def test_two_at_once_never_pass_the_budget(tmp_path: Path) -> None:
     ledger = begin(tmp_path)
     context = multiprocessing.get_context("fork")
-    granted = context.Queue()
-    workers = [context.Process(target=_spender, args=(ledger.path, 8, granted)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    count = 0
-    while not granted.empty():
-        granted.get()
-        count += 1
-    assert count == 10
+    granted = context.SimpleQueue()
+    together(*(context.Process(target=_spender, args=(ledger.path, name, 8, granted)) for name in range(2)))
+    assert len(drain(granted)) == 10
     assert len(ledger.entries()) == 11
-    assert ledger.spent() <= TERMS.budget
+    assert ledger.spent() <= TERMS.budget * (1 + 1e-9)
 
 
+def _claimer(path: Path, order: int, claimed: Any) -> None:
+    for i in range(4):
+        reservation = Ledger(path).reserve(TENTH, 5, i=i)
+        for part in range(5)[::order]:
+            with contextlib.suppress(PrivacyError):
+                reservation.claim(TENTH, [part])
+                claimed.put((i, part))
+
+
+def test_two_at_once_on_the_same_purposes_share_them(tmp_path: Path) -> None:
+    ledger = begin(tmp_path)
+    context = multiprocessing.get_context("fork")
+    claimed = context.SimpleQueue()
+    together(*(context.Process(target=_claimer, args=(ledger.path, order, claimed)) for order in (1, -1)))
+    assert sorted(drain(claimed)) == [(i, part) for i in range(4) for part in range(5)]
+    assert ledger.spent() == accounting.epsilon([TENTH] * 4, 1e-6)
+
+
+SMALL = dp.ZCDpEvent(1e-6)
 KILLED = """
+import itertools
 import sys
 from pathlib import Path
 import dp_accounting as dp
 from tutelage.privacy.ledger import Ledger
-ledger = Ledger(Path(sys.argv[1]))
+ledger, event = Ledger(Path(sys.argv[1])), dp.ZCDpEvent(1e-6)
 print("ready", flush=True)
-while True:
-    reservation = ledger.reserve(dp.ZCDpEvent(1e-6), run="killed")
-    print(reservation.number, flush=True)      # stands for the first private token
-    ledger.settle(reservation, texts=1)
+for i in itertools.count(int(sys.argv[2])):
+    reservation = ledger.reserve(event, run="killed", i=i)
+    if not reservation.unused:
+        continue
+    reservation.claim(event)
+    print(i, flush=True)      # stands for the first private token
+    reservation.settle(texts=1)
 """
 
 
@@ -342,17 +679,31 @@ def kill_at_random(tmp_path: Path, kills: int) -> None:
     seen: list[int] = []
     draw = random.Random(0)
     for _ in range(kills):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(ledger.path)], stdout=subprocess.PIPE) as process:
+        # Going through all that was done before would take the time: the last five must be found again.
+        start = max(0, sum(entry.kind == "reserve" for entry in ledger.entries()) - 5)
+        arguments = [sys.executable, "-c", KILLED, str(ledger.path), str(start)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
-            time.sleep(draw.uniform(0, 0.05))
+            time.sleep(draw.uniform(0, 0.15))
             process.send_signal(signal.SIGKILL)
             # a last number without its line feed was cut off by the pipe's end
             seen += [int(line) for line in process.stdout.read().split(b"\n")[:-1] if line]
-    reserved = [entry.number for entry in ledger.entries() if entry.kind == "reserve"]
-    assert set(seen) <= set(reserved), "nothing private was read without its reservation"
-    assert len(set(seen)) == len(seen), "no reservation served twice"
-    assert ledger.spent() == accounting.epsilon([dp.ZCDpEvent(1e-6)] * len(reserved), TERMS.delta)
+    entries = ledger.entries()
+    number_of = {entry.fields["purpose"]["i"]: entry.number for entry in entries if entry.kind == "reserve"}
+    used = uses(ledger)
+    assert sorted(number_of) == list(range(len(number_of))), "one reservation for each purpose, none left out"
+    assert {number_of[i] for i in seen} <= {number for number, _ in used}, "nothing private was read unclaimed"
+    assert len(set(seen)) == len(seen), "nothing was read twice"
+    assert len(set(used)) == len(used), "no part was claimed twice"
+    assert len(seen) >= len(used) - kills, "a kill loses what was being read and no more"
+    assert len(used) >= len(number_of) - 1, "what was reserved is used by who comes next"
+    assert ledger.spent() == accounting.epsilon([SMALL] * len(number_of), TERMS.delta) <= TERMS.budget
+    for i, number in number_of.items():
+        found = ledger.reserve(SMALL, run="killed", i=i)
+        assert found.number == number
+        assert found.unused == [] or i == max(number_of)
+    assert len(seen) >= kills // 4, "it did get somewhere"
     spend(ledger)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from tiny_model import make_tiny_model
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import load_model
-from tutelage.privacy.ledger import Reservation
+from tutelage.privacy import accounting
+from tutelage.privacy.ledger import Internal, Ledger, Terms
 from tutelage.privacy.mechanism import PrivatePrediction
+from tutelage.teachers.engines import private as module
+from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder
 
 MAILS = [
@@ -27,6 +30,8 @@ MAILS = [
     "x",
 ]
 STOP = "\n###"
+DIVISORS = (2.0, 5.0, 3.0)
+"""B of the first, second and third text of a batch, whatever stands behind it."""
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +39,15 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return load_model(make_tiny_model(tmp_path_factory.mktemp("base")), dtype="float32")
 
 
-def reservation() -> Reservation:
-    return Reservation(1, dp.NonPrivateDpEvent())
-
-
 def mechanism(**changes: Any) -> PrivatePrediction:
-    return PrivatePrediction(**({"batch": 2, "clip": 1.0, "temperature": 1.0, "top_k": 6, "max_tokens": 9} | changes))
+    return PrivatePrediction(**({"sensitivity": 0.5, "temperature": 1.0, "top_k": 6, "max_tokens": 9} | changes))
 
 
 def batches(count: int, places: int = 3, texts: int = 2) -> list[Batch]:
     public = tuple(f"### {label} e-mail\n" for label in ("ham", "spam", "news")[:texts])
     return [
         Batch(
+            b,
             public,
             tuple(
                 None if (b + m) % 4 == 3 else Member((b + m) % texts, f"{MAILS[(b * 3 + m) % 6]}\n{public[m % texts]}")
@@ -54,6 +56,18 @@ def batches(count: int, places: int = 3, texts: int = 2) -> list[Batch]:
         )
         for b in range(count)
     ]
+
+
+def write(
+    loaded: tuple[Any, Any], work: Sequence[Batch], one: PrivatePrediction, batch_rows: int = 64, **changes: Any
+) -> list[list[Generation]]:
+    divisors = DIVISORS[: len(work[0].public)]
+    options: dict[str, Any] = {"divisors": divisors, "allowance": Internal(), "stop": STOP, "ends": set()} | changes
+    return PrivateDecoder(*loaded, batch_rows, 40).write(work, one, **options)
+
+
+def shown(found: list[list[Generation]]) -> list[list[tuple[str, bool]]]:
+    return [[(text.text, text.finished) for text in row] for row in found]
 
 
 def greedy(self: PrivatePrediction, scores: torch.Tensor, allowed: torch.Tensor) -> list[int]:
@@ -75,7 +89,8 @@ def plainly(model: Any, tokenizer: Any, batch: Batch, one: PrivatePrediction, en
             allowed = one.candidates(rows[0][None])
             private = torch.stack(rows[1:]) if behind else torch.zeros(1, len(rows[0]))
             present = torch.full((1, max(1, len(behind))), bool(behind))
-            [token] = greedy(one, one.scores(rows[0][None], private[None], present), allowed)
+            by = torch.tensor(DIVISORS[at : at + 1])
+            [token] = greedy(one, one.scores(rows[0][None], private[None], present, by), allowed)
             if token in ends:
                 break
             tokens.append(token)
@@ -95,26 +110,55 @@ def test_the_same_texts_as_one_prompt_at_a_time(
         first, last = (plainly(model, tokenizer, work[at], one, set()) for at in (0, -1))
         ends = {first[0][4], last[-1][2]}  # tokens that do come, so that texts end at different steps
         expected = [plainly(model, tokenizer, batch, one, ends) for batch in work]
-    finished: list[int] = []
-    found = PrivateDecoder(model, tokenizer, batch_rows, 40).write(
-        work, one, reservation(), stop=STOP, ends=ends, on_progress=finished.append
+    told: dict[int, list[Generation]] = {}
+    found = write(
+        loaded,
+        work,
+        one,
+        batch_rows,
+        ends=ends,
+        on_written=lambda part, row: told.update({part: [*told.get(part, []), *row]}),
     )
+    assert shown(found) == [
+        [(tokenizer.decode(tokens, skip_special_tokens=True), len(tokens) < one.max_tokens) for tokens in row]
+        for row in expected
+    ]
+    assert shown([told[batch.part] for batch in work]) == shown(found), "each told of once, as it was written"
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+@pytest.mark.parametrize("batch_rows", [1, 5])
+def test_batches_without_places_are_written_from_public_prompts_alone(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sensitivity: float, batch_rows: int
+) -> None:
+    monkeypatch.setattr(PrivatePrediction, "draw", greedy)
+    one = mechanism(sensitivity=sensitivity)
+    work = [Batch(part, (f"### {MAILS[part]}\n", "### spam e-mail\n"), ()) for part in range(3)]
+    with torch.inference_mode():
+        expected = [plainly(*loaded, batch, one, set()) for batch in work]
+    found = write(loaded, work, one, batch_rows)
     assert [[text.text for text in row] for row in found] == [
-        [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
+        [loaded[1].decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
     ]
-    assert [[text.finished for text in row] for row in found] == [
-        [len(tokens) < one.max_tokens for tokens in row] for row in expected
-    ]
-    assert finished == [texts] * count
+    assert len({row[0].text for row in found}) > 1, "the prompts are read"
+
+
+def test_at_nothing_to_spend_records_count_for_nothing(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PrivatePrediction, "draw", greedy)
+    work = batches(3)
+    bare = [Batch(batch.part, batch.public, ()) for batch in work]
+    nothing, something = mechanism(sensitivity=0.0), mechanism(sensitivity=5.0)
+    assert shown(write(loaded, work, nothing)) == shown(write(loaded, bare, nothing))
+    assert shown(write(loaded, work, something)) != shown(write(loaded, bare, something))
 
 
 def test_a_stop_string_ends_a_text(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = loaded
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
-    decoder = PrivateDecoder(model, tokenizer, 64, 40)
-    [[whole]] = decoder.write(batches(1, texts=1), mechanism(), reservation(), stop=STOP, ends=set())
+    [[whole]] = write(loaded, batches(1, texts=1), mechanism())
     stop = whole.text[3:5]
-    [[cut]] = decoder.write(batches(1, texts=1), mechanism(), reservation(), stop=stop, ends=set())
+    [[cut]] = write(loaded, batches(1, texts=1), mechanism(), stop=stop)
     assert (cut.text, cut.finished, whole.finished) == (whole.text.partition(stop)[0], True, False)
 
 
@@ -123,13 +167,19 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.divisors: list[list[float]] = []
         real = PrivatePrediction.scores
 
         def scores(
-            one: PrivatePrediction, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor
+            one: PrivatePrediction,
+            public: torch.Tensor,
+            private: torch.Tensor,
+            present: torch.Tensor,
+            divisor: torch.Tensor,
         ) -> torch.Tensor:
-            got = real(one, public, private, present)
+            got = real(one, public, private, present, divisor)
             self.calls.append((public, private, present, got))
+            self.divisors.append(divisor.tolist())
             return got
 
         monkeypatch.setattr(PrivatePrediction, "scores", scores)
@@ -145,15 +195,14 @@ def test_a_record_replaced_by_null_moves_its_own_texts_scores_and_by_no_more_tha
     work = batches(3, places=3)
     member = work[1].members[place]
     assert member is not None
-    neighbour = Batch(work[1].public, (*work[1].members[:place], None, *work[1].members[place + 1 :]))
-    one = mechanism(clip=3.0)
+    neighbour = Batch(1, work[1].public, (*work[1].members[:place], None, *work[1].members[place + 1 :]))
+    one = mechanism(sensitivity=1.5)
     runs = []
     for middle in (work[1], neighbour):
         seen = Seen(monkeypatch)
-        PrivateDecoder(model, tokenizer, 64, 40).write(
-            [work[0], middle, work[2]], one, reservation(), stop=STOP, ends=set()
-        )
+        write((model, tokenizer), [work[0], middle, work[2]], one)
         runs.append(seen.calls)
+        assert all(by == [*DIVISORS[:2]] * 3 for by in seen.divisors), "whatever the members at hand"
         monkeypatch.undo()
     assert len(runs[0]) == len(runs[1]) == one.max_tokens
     moved = 0.0
@@ -176,14 +225,12 @@ def test_observed_odds_of_neighbours_stay_within_the_guarantee(loaded: tuple[Any
 
     Pure DP of a draw is 2C/(Bτ); of two draws twice that. Unclipped, the same test must see the difference.
     """
-    model, tokenizer = loaded
     count = 3000
-    decoder = PrivateDecoder(model, tokenizer, 4096, 40)
 
     def frequencies(members: Sequence[Member | None], one: PrivatePrediction) -> dict[str, int]:
-        work = [Batch(("### spam e-mail\n",), tuple(members))] * count
+        work = [Batch(part, ("### spam e-mail\n",), tuple(members)) for part in range(count)]
         found: dict[str, int] = {}
-        for [text] in decoder.write(work, one, reservation(), stop=STOP, ends=set()):
+        for [text] in write(loaded, work, one, 4096, divisors=[1.0]):
             found[text.text] = found.get(text.text, 0) + 1
         return found
 
@@ -198,39 +245,149 @@ def test_observed_odds_of_neighbours_stay_within_the_guarantee(loaded: tuple[Any
                     ratios.append(math.log(n / (m + 1)) - 4 * math.sqrt(1 / n + 1 / (m + 1)))
         return max(ratios)
 
-    settings = {"batch": 1, "top_k": 3, "max_tokens": 2, "temperature": 0.2}
-    guarded = mechanism(clip=0.05, **settings)
+    settings = {"top_k": 3, "max_tokens": 2, "temperature": 0.2}
+    guarded = mechanism(sensitivity=0.05, **settings)
     bound = 2 * 2 * guarded.sensitivity / guarded.temperature
     assert worst(guarded) <= bound
-    assert worst(mechanism(clip=2.0, **settings)) > bound
+    assert worst(mechanism(sensitivity=2.0, **settings)) > bound
+
+
+# ---- what is claimed ------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """An allowance and the prompts that are read, as they follow each other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refused: int | None = None) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.cost: list[dp.DpEvent] = []
+        self.refused = refused
+        real = module._Slots.read
+
+        def read(slots: Any, taken: dict[int, Batch]) -> None:
+            self.events += [("read", batch.part) for batch in taken.values()]
+            real(slots, taken)
+
+        monkeypatch.setattr(module._Slots, "read", read)
+
+    def claim(self, event: dp.DpEvent, parts: Iterable[int]) -> None:
+        parts = list(parts)
+        if self.refused in parts:
+            raise PrivacyError("refused")
+        self.events += [("claimed", part) for part in parts]
+        self.cost.append(event)
+
+    def written(self, part: int, texts: list[Generation]) -> None:
+        self.events.append(("written", part))
+
+    def of(self, kind: str) -> list[int]:
+        return [part for happened, part in self.events if happened == kind]
+
+
+def test_a_part_is_claimed_just_before_its_prompts_are_read(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no earlier: of what waits for a place nothing is used up."""
+    watched, one = Watched(monkeypatch), mechanism()
+    work = [Batch(10 + batch.part, batch.public, batch.members) for batch in batches(7)]
+    write(loaded, work, one, 11, allowance=watched, on_written=watched.written)  # two batches at a time
+    assert watched.of("claimed") == watched.of("read") == sorted(watched.of("written")) == [*range(10, 17)]
+    assert watched.cost == [one.event()] * len(watched.cost)
+    at_hand: set[int] = set()
+    for number, (happened, part) in enumerate(watched.events):
+        if happened == "claimed":
+            at_hand.add(part)
+            assert len(at_hand) <= 2, "claimed while it had to wait"
+            assert watched.events[number : number + 4].count(("read", part)) == 1
+        elif happened == "read":
+            assert part in at_hand
+        else:
+            at_hand.remove(part)
+    assert not at_hand
+
+
+def test_what_may_not_be_claimed_is_not_read(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch, refused=3)
+    with pytest.raises(PrivacyError, match="refused"):
+        write(loaded, batches(6), mechanism(), 1, allowance=watched, on_written=watched.written)
+    assert watched.of("claimed") == watched.of("read") == watched.of("written") == [0, 1, 2]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.begin(tmp_path / "ledger.jsonl", Terms("a1b2", "record", 40, 1e-6, 40.0))
+
+
+def test_a_part_is_written_from_once(loaded: tuple[Any, Any], ledger: Ledger) -> None:
+    one, work = mechanism(), batches(4)
+    reserved = ledger.reserve(one.event(), 4, run="r")
+    assert PrivateDecoder(*loaded, 64, 40).write([], one, DIVISORS[:2], reserved, stop=STOP) == []
+    assert reserved.unused == [0, 1, 2, 3]
+    write(loaded, work[1:3], one, allowance=reserved)
+    assert reserved.unused == [0, 3]
+    for again in (work, work[1:2], [work[0], work[0]]):
+        with pytest.raises(PrivacyError, match="once"):
+            write(loaded, again, one, allowance=ledger.reserve(one.event(), 4, run="r"))
+    assert reserved.unused == [0, 3]
+    with pytest.raises(PrivacyError, match="no such part"):
+        write(loaded, [Batch(4, work[0].public, work[0].members)], one, allowance=reserved)
+    with pytest.raises(PrivacyError, match="once"):  # one at a time: the second is refused, the first was written
+        write(loaded, [work[0], work[0]], one, 1, allowance=reserved)
+    write(loaded, work[3:], one, allowance=reserved)
+    assert reserved.unused == []
+    assert ledger.spent() == accounting.epsilon([one.event()], 1e-6)
+
+
+def test_what_an_interruption_left_is_written_later(loaded: tuple[Any, Any], ledger: Ledger) -> None:
+    """Parts that were being written are lost, the others are written from once: nobody's record is read twice."""
+    one, work, kept = mechanism(), batches(8), dict[int, list[Generation]]()
+
+    def interrupted(part: int, texts: list[Generation]) -> None:
+        kept[part] = texts
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(loaded, work, one, 11, allowance=ledger.reserve(one.event(), 8, run="r"), on_written=interrupted)
+    reserved = ledger.reserve(one.event(), 8, run="r")
+    begun = set(range(8)) - set(reserved.unused)
+    assert set(kept) < begun
+    assert len(begun - set(kept)) == 1, "two at a time: the other one"
+    found = write(loaded, [work[part] for part in reserved.unused], one, 11, allowance=reserved)
+    assert len(found) == 8 - len(begun)
+    assert reserved.unused == []
+    assert ledger.spent() == accounting.epsilon([one.event()], 1e-6)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_a_reservation_is_used_up(loaded: tuple[Any, Any]) -> None:
-    decoder, spent = PrivateDecoder(*loaded, 64, 40), reservation()
-    assert decoder.write([], mechanism(), spent, stop=STOP, ends=set()) == []
-    decoder.write(batches(1), mechanism(), spent, stop=STOP, ends=set())
-    with pytest.raises(PrivacyError, match="once"):
-        decoder.write(batches(1), mechanism(), spent, stop=STOP, ends=set())
-
-
-def test_a_reservation_must_cover_the_texts(loaded: tuple[Any, Any]) -> None:
+def test_a_reservation_must_cover_the_texts(
+    loaded: tuple[Any, Any], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = mechanism()
-    for event in (dp.NoOpDpEvent(), dp.ZCDpEvent(0.99 * one.rho_per_token * one.max_tokens)):
+    watched = Watched(monkeypatch)
+    for i, event in enumerate((dp.NoOpDpEvent(), dp.ZCDpEvent(0.99 * one.rho_per_token * one.max_tokens))):
         with pytest.raises(PrivacyError, match="does not cover"):
-            PrivateDecoder(*loaded, 64, 40).write(batches(1), one, Reservation(1, event), stop=STOP)
-    PrivateDecoder(*loaded, 64, 40).write(batches(1), one, Reservation(1, one.event()), stop=STOP)
+            write(loaded, batches(1), one, allowance=ledger.reserve(event, i=i))
+    assert watched.events == [], "nothing was read"
+    write(loaded, batches(1), one, allowance=ledger.reserve(one.event(), i=2))
 
 
-def test_batches_of_two_shapes_or_too_long(loaded: tuple[Any, Any]) -> None:
-    with pytest.raises(ValueError, match="as many places"):
-        PrivateDecoder(*loaded, 64, 40).write(
-            [*batches(1), *batches(1, places=4)], mechanism(), reservation(), stop=STOP, ends=set()
-        )
+def test_batches_of_two_shapes_or_too_long(loaded: tuple[Any, Any], ledger: Ledger) -> None:
+    one = mechanism()
+    reserved = ledger.reserve(one.event(), 2, run="r")
+    for work, divisors in (
+        ([*batches(1), *batches(1, places=4)], DIVISORS[:2]),
+        ([*batches(1), *batches(1, texts=1)], DIVISORS[:2]),
+        (batches(2), DIVISORS[:1]),
+        (batches(2), DIVISORS),
+    ):
+        with pytest.raises(ValueError, match="as many places"):
+            write(loaded, work, one, divisors=divisors, allowance=reserved)
     with pytest.raises(UserError, match="attends to 2048"):
-        PrivateDecoder(*loaded, 64, 2040).write(batches(1), mechanism(), reservation(), stop=STOP, ends=set())
+        PrivateDecoder(*loaded, 64, 2040).write(batches(2), one, DIVISORS[:2], reserved, stop=STOP, ends=set())
+    assert reserved.unused == [0, 1], "nothing was read and nothing used up"
 
 
 def test_nothing_shown_holds_text() -> None:
@@ -241,10 +398,7 @@ def test_a_model_that_changes_its_logits_gives_the_same(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scored from whole logits, as for models that cap or scale them."""
-    model, tokenizer = loaded
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
-    decoder = PrivateDecoder(model, tokenizer, 64, 40)
-    expected = decoder.write(batches(4), mechanism(), reservation(), stop=STOP, ends=set())
+    expected = write(loaded, batches(4), mechanism())
     monkeypatch.setattr(torch, "equal", lambda *_: False)
-    found = decoder.write(batches(4), mechanism(), reservation(), stop=STOP, ends=set())
-    assert [[text.text for text in row] for row in found] == [[text.text for text in row] for row in expected]
+    assert shown(write(loaded, batches(4), mechanism())) == shown(expected)

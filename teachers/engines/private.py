@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tutelage.privacy.ledger import Reservation
+from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.engines.transformers import additive_mask, check_length, end_tokens
@@ -38,8 +38,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Batch:
-    """What some texts are written from."""
+    """What some texts are written from: a part of a silo that no other batch has a unit of."""
 
+    part: int
+    """Its number, as the allowance counts parts."""
     public: tuple[str, ...]
     """A prompt without any record for every text."""
     members: tuple[Member | None, ...]
@@ -66,27 +68,29 @@ class PrivateDecoder:
         self,
         batches: Sequence[Batch],
         mechanism: PrivatePrediction,
-        reservation: Reservation,
+        divisors: Sequence[float],
+        allowance: Allowance,
         *,
         stop: str,
         ends: set[int] | None = None,
-        on_progress: Callable[[int], object] | None = None,
+        on_written: Callable[[int, list[Generation]], object] | None = None,
     ) -> list[list[Generation]]:
         """Write one text for every public prompt.
 
         Args:
             batches: All with as many texts and as many places.
-            mechanism: How a token is drawn; its `batch` divides, however many places there are.
-            reservation: What they cost, a record being in one batch only; used up here.
+            mechanism: How a token is drawn.
+            divisors: B of each of a batch's texts: what its mean divides by, however many stand behind it.
+            allowance: What it costs; a batch's part is claimed before its prompts are read.
             stop: The text is cut where this first appears, and counts as finished.
             ends: Ids that end a text; None: the model's own.
-            on_progress: Called with the number of texts just finished.
+            on_written: Called with a batch's part and its texts as soon as they are done.
 
         Returns:
             A list of texts for every batch, in order.
 
         Raises:
-            PrivacyError: the reservation has been used, or does not cover one text of every batch.
+            PrivacyError: a part has been claimed before, or the allowance does not cover one text for each unit.
             UserError: texts may become longer than what the model attends to.
         """
         import torch
@@ -94,21 +98,22 @@ class PrivateDecoder:
         if not batches:
             return []
         shape = (len(batches[0].public), len(batches[0].members))
-        if any((len(one.public), len(one.members)) != shape for one in batches):
-            raise ValueError("batches must all have as many texts and as many places")
+        if any((len(one.public), len(one.members)) != shape for one in batches) or len(divisors) != shape[0]:
+            raise ValueError("batches must all have as many texts and as many places, and each text a divisor")
         check_length(self.model, self.prompt_tokens + mechanism.max_tokens)
         ends = end_tokens(self.model, self.tokenizer) if ends is None else ends
-        reservation.use(mechanism.event())
         texts: list[list[_Text]] = [[_Text() for _ in batch.public] for batch in batches]
         waiting = deque(range(len(batches)))
+        by = torch.tensor(divisors, dtype=torch.float64, device=self.model.device)
         with torch.inference_mode():
             slots = _Slots(self, shape, min(len(batches), max(1, self.batch_rows // sum(shape))), mechanism.max_tokens)
             while waiting or slots.running:
                 # A few at a time: reading prompts one batch at a time would waste the processor.
                 if waiting and (not slots.running or len(slots.free) >= max(1, slots.count // 4)):
                     taken = [waiting.popleft() for _ in range(min(len(waiting), len(slots.free)))]
+                    allowance.claim(mechanism.event(), [batches[i].part for i in taken])
                     slots.read({i: batches[i] for i in taken})
-                drawn = slots.draw(mechanism)
+                drawn = slots.draw(mechanism, by)
                 for index, row in drawn.items():
                     for text, token in zip(texts[index], row, strict=True):
                         text.add(token, ends, stop, self.tokenizer)
@@ -119,8 +124,8 @@ class PrivateDecoder:
                 ]
                 for index in done:
                     slots.leave(index)
-                    if on_progress:
-                        on_progress(shape[0])
+                    if on_written:
+                        on_written(batches[index].part, [one.generation(stop, self.tokenizer) for one in texts[index]])
                 if not waiting:
                     slots.shrink()
                 slots.feed({index: row for index, row in drawn.items() if index not in done})
@@ -218,7 +223,7 @@ class _Slots:
         mask = [[0] * (self.width - len(row)) + [1] * len(row) for row in encoded]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
-    def draw(self, mechanism: PrivatePrediction) -> dict[int, list[int]]:
+    def draw(self, mechanism: PrivatePrediction, divisors: torch.Tensor) -> dict[int, list[int]]:
         """The next token of every text of every running batch."""
         import torch
 
@@ -233,7 +238,12 @@ class _Slots:
         private = self.head.scores_of(state[:, self.texts :], chosen.view(len(slots), self.texts, -1))
         every = torch.arange(self.texts, device=slots.device)[None, :, None]
         present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
-        scores = mechanism.scores(public.flatten(0, 1).gather(-1, chosen), private.flatten(0, 1), present.flatten(0, 1))
+        scores = mechanism.scores(
+            public.flatten(0, 1).gather(-1, chosen),
+            private.flatten(0, 1),
+            present.flatten(0, 1),
+            divisors.repeat(len(slots)),
+        )
         index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
         tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
         for slot in slots.tolist():

@@ -1,0 +1,278 @@
+"""A silo's teacher under private prediction: an instruction and examples, each text drawn over many records.
+
+The silo's units are dealt out by a draw that never looks at them: some behind the instruction, the others in batches
+of the same size. A batch makes one text per label; a unit stands behind its own label's text, so its label is
+protected like its text, and all texts of a batch cost what one costs. The instruction is written first, and is then
+part of every later prompt: it is the mechanism's output, so it may be shown to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.schema import ClassificationTask, PrivatePredictionPrivacy, Task, TeachConfig
+from tutelage.configs.store import canonical_json, write_atomic
+from tutelage.privacy.drafts import Draft
+from tutelage.privacy.ledger import Allowance
+from tutelage.privacy.mechanism import PrivatePrediction
+from tutelage.privacy.units import Unit, split
+from tutelage.privacy.vault import PrivateRecord, inside_vault
+from tutelage.teachers import prompts
+from tutelage.teachers.engines.base import Generation
+from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder
+from tutelage.teachers.engines.transformers import TransformersEngine
+from tutelage.teachers.instructions import sentences
+
+INSTRUCTION_PART = 0
+"""The instruction's number among the parts of a silo; batches of examples are counted from 1."""
+_INSTRUCTION_TOKENS = 48
+_HEADING_TOKENS = 24
+"""Room in a prompt for the heading of the one more example that a record is."""
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which record stands behind what, as ids. Made before anything is read, and kept: no resumed run may deal anew."""
+
+    instruction: tuple[str, ...]
+    batches: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def draw(cls, units: Sequence[Unit], batches: int, batch_units: int, instruction_units: int) -> Deal:
+        """Deal a silo's units out by the operating system's randomness; an owner is dealt out as one of its records.
+
+        Raises:
+            UserError: the silo has too few units.
+        """
+        needed = batches * batch_units + instruction_units
+        if needed > len(units):
+            raise UserError(
+                f"a round takes {needed} units of a silo ({batches} batches of {batch_units}, and {instruction_units} "
+                f"for the instruction); this one has {len(units)}",
+                key="privacy.batch_units",
+                remedy="lower it, or teach.prompts_per_label, or privacy.instruction_units",
+            )
+        [order] = split(units, len(units))
+        ids = [unit.one().id for unit in order]
+        rest = ids[instruction_units:]
+        starts = range(0, batches * batch_units, batch_units)
+        return cls(tuple(ids[:instruction_units]), tuple(tuple(rest[at : at + batch_units]) for at in starts))
+
+    def save(self, path: Path) -> Path:
+        """Write it into the vault."""
+        inside_vault(path)
+        return write_atomic(path, canonical_json(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Deal:
+        """Read back what `save` wrote."""
+        inside_vault(path)
+        row = json.loads(path.read_text())
+        return cls(tuple(row["instruction"]), tuple(map(tuple, row["batches"])))
+
+
+class Journal:
+    """Texts in the vault as they are written, so that what a killed process had finished is not lost.
+
+    A line per part; a last line that was cut short is dropped, and its part with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        inside_vault(path)
+        self.path = path
+
+    def add(self, part: int, texts: Sequence[Generation]) -> None:
+        """Append a part's texts, and be sure that they are on the disk."""
+        line = canonical_json({"part": part, "texts": [[text.text, text.finished] for text in texts]})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" * torn + line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def read(self) -> dict[int, list[Generation]]:
+        """Part -> its texts."""
+        found = {}
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+                found[int(row["part"])] = [Generation(str(text), bool(finished)) for text, finished in row["texts"]]
+            except (ValueError, KeyError, TypeError):
+                continue  # cut short
+        return found
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a teacher wrote under private prediction."""
+
+    drafts: tuple[Draft, ...]
+    texts: int
+    malformed: int
+    lost: int
+    """Batches that a killed process had begun: they are spent, and nothing of them is kept."""
+
+
+def divisors(task: Task, shares: Mapping[str, float], batch_units: int) -> list[float]:
+    """B of each of a batch's texts: how many of its units are expected to have that label, at least 1.
+
+    Args:
+        task: The task.
+        shares: Label -> share of the silo's units, from noised or public counts; empty for equal shares.
+        batch_units: Units in a batch.
+    """
+    if not isinstance(task, ClassificationTask):
+        return [float(batch_units)]
+    equal = 1 / len(task.labels)
+    return [max(1.0, batch_units * shares.get(label, equal)) for label in task.labels]
+
+
+def mechanisms(rho: float, teach: TeachConfig) -> tuple[PrivatePrediction, PrivatePrediction]:
+    """The mechanism of the instruction and that of the examples, each at a cost of ρ for a unit behind it."""
+    top_k = teach.top_k or _TOP_K
+    instruction, examples = (
+        PrivatePrediction.calibrated(rho, temperature=teach.temperature, top_k=top_k, max_tokens=tokens)
+        for tokens in (_INSTRUCTION_TOKENS, teach.max_new_tokens)
+    )
+    return instruction, examples
+
+
+_TOP_K = 100
+"""Where the recipe sets none: so few that what is drawn stays sensible, so many that it stays varied (InvisibleInk)."""
+
+
+def write_lessons(
+    engine: TransformersEngine,
+    records: Sequence[PrivateRecord],
+    *,
+    task: Task,
+    teach: TeachConfig,
+    privacy: PrivatePredictionPrivacy,
+    rho: float,
+    shares: Mapping[str, float],
+    deal: Deal,
+    allowance: Allowance,
+    unused: Sequence[int],
+    journal: Journal,
+    silo: str,
+    round: int,
+) -> Written:
+    """Write a silo's instruction and examples for one round, or finish what a killed process began.
+
+    Args:
+        engine: The model.
+        records: The silo's.
+        task: The task.
+        teach: Length, temperature, top-k and the number of batches.
+        privacy: Sizes.
+        rho: What this may cost any one unit (zCDP); 0: public prompts alone; infinity: nothing is clipped.
+        shares: Label -> share of the silo's units, for the divisors.
+        deal: Which record stands behind what.
+        allowance: Budget for as many parts as there are batches, and one for the instruction.
+        unused: The parts of it that are left; the others were written before, or are lost.
+        journal: Where texts are kept as they come.
+        silo: The silo's name.
+        round: 1-based.
+    """
+    by_id = {record.id: record for record in records}
+    instruction, examples = mechanisms(rho, teach)
+    left = set(unused)
+    if deal.instruction and INSTRUCTION_PART in left:
+        behind = [by_id[id] for id in deal.instruction] if rho else []
+        _write_instruction(engine, behind, task, privacy, instruction, allowance, journal)
+    wordings = [sentences(text.text) for text in journal.read().get(INSTRUCTION_PART, [])]
+    advice = next((wording for wording in wordings if wording), None)
+
+    labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
+    public = tuple(prompts.example_prompt(task, label, (), advice) for label in labels)
+    by = divisors(task, shares, privacy.batch_units)
+    width = max(len(engine.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in public)
+    work = [
+        Batch(part, public, _members(engine, task, [by_id[id] for id in ids] if rho else [], labels, privacy, advice))
+        for part, ids in enumerate(deal.batches, INSTRUCTION_PART + 1)
+        if part in left
+    ]
+    decoder = PrivateDecoder(
+        engine.model, engine.tokenizer, engine.batch_rows, width + privacy.reference_tokens + _HEADING_TOKENS
+    )
+    with tqdm(desc=f"  {silo}", unit="text", total=len(work) * len(labels), leave=False, disable=None) as bar:
+
+        def keep(part: int, texts: list[Generation]) -> None:
+            journal.add(part, texts)
+            bar.update(len(texts))
+
+        decoder.write(work, examples, by, allowance, stop=prompts.STOP, on_written=keep)
+
+    written = journal.read()
+    drafts, texts = [], 0
+    for part in range(1, len(deal.batches) + 1):
+        for label, text in zip(labels, written.get(part, []), strict=False):
+            texts += 1
+            parsed = prompts.parse_example(task, label, text.text, text.finished)
+            if parsed is not None:
+                id = f"{silo}-r{round}-{label or 'example'}-{part}"
+                drafts.append(Draft(id, "example", *parsed, prompts.VERSION, "private_prediction"))
+    malformed = texts - len(drafts)
+    if advice:
+        id = f"{silo}-r{round}-instruction"
+        drafts.append(Draft(id, "instruction", advice, "", prompts.VERSION, "private_prediction"))
+    lost = len(deal.batches) - sum(part in written for part in range(1, len(deal.batches) + 1))
+    return Written(tuple(drafts), texts, malformed, lost)
+
+
+def _write_instruction(
+    engine: TransformersEngine,
+    records: Sequence[PrivateRecord],
+    task: Task,
+    privacy: PrivatePredictionPrivacy,
+    mechanism: PrivatePrediction,
+    allowance: Allowance,
+    journal: Journal,
+) -> None:
+    def prompt(references: Sequence[PrivateRecord]) -> str:
+        shown = [_shortened(engine, record, privacy).example() for record in references]
+        return engine.chat(*prompts.instruction_request(task, shown))
+
+    public = prompt(())
+    width = len(engine.tokenizer(public, add_special_tokens=False)["input_ids"])
+    decoder = PrivateDecoder(
+        engine.model, engine.tokenizer, engine.batch_rows, width + privacy.reference_tokens + _HEADING_TOKENS
+    )
+    members = tuple(Member(0, prompt([record])) for record in records)
+    batch = Batch(INSTRUCTION_PART, (public,), members)
+    [texts] = decoder.write([batch], mechanism, [float(privacy.instruction_units)], allowance, stop="\n")
+    journal.add(INSTRUCTION_PART, texts)
+
+
+def _members(
+    engine: TransformersEngine,
+    task: Task,
+    records: Sequence[PrivateRecord],
+    labels: Sequence[str | None],
+    privacy: PrivatePredictionPrivacy,
+    advice: str | None,
+) -> tuple[Member | None, ...]:
+    members = []
+    for record in records:
+        label = record.completion if isinstance(task, ClassificationTask) else None
+        shown = [_shortened(engine, record, privacy).example()]
+        members.append(Member(labels.index(label), prompts.example_prompt(task, label, shown, advice)))
+    return tuple(members)
+
+
+def _shortened(engine: TransformersEngine, record: PrivateRecord, privacy: PrivatePredictionPrivacy) -> PrivateRecord:
+    """The record cut to its first tokens, so that its prompt fits the width that all prompts have."""
+    ids = engine.tokenizer(record.text, add_special_tokens=False)["input_ids"]
+    if len(ids) <= privacy.reference_tokens:
+        return record
+    text = str(engine.tokenizer.decode(ids[: privacy.reference_tokens]))
+    return PrivateRecord(record.id, text, record.completion)
