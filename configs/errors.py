@@ -59,3 +59,5 @@ class PrivacyError(Exception):
 
     Never caught to carry on: the run stops. Like `UserError` it carries no text from the data.
     """
+
+    exit_code = 4

@@ -200,6 +200,42 @@ def report(run_dir: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def budget(
+    place: Annotated[Path, typer.Argument(help="A folder of ledgers, a run folder, or a folder of runs.")] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent of every silo's privacy budget: by run, round and mechanism."""
+    from tutelage.flows.budget import accounts, print_accounts
+
+    found = accounts(place)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        print_accounts(found)
+
+
+audit = typer.Typer(help="Check what a run claims.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
+
+@audit.command()
+def recompute(run_dir: RunPath, as_json: AsJson = False) -> None:
+    """Rebuild every certificate's epsilon from the silos' ledgers, with another accountant."""
+    from tutelage.flows.budget import print_recomputed, recompute_run
+    from tutelage.flows.stage import open_run
+
+    found = recompute_run(open_run(run_dir))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        print_recomputed(found)
+    if any(row["problems"] for row in found):
+        raise typer.Exit(PrivacyError.exit_code)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that this machine has what a run needs."""
     from tutelage.flows.doctor import examine
@@ -242,10 +278,15 @@ def _show(run: Run) -> None:
     from tutelage.configs.store import write_atomic
     from tutelage.flows import layout
     from tutelage.flows.render import print_summary, render_html
+    from tutelage.students.publish import public_report
 
     reports = layout.reports(run)
-    page = write_atomic(run.dir.release / "report.html", render_html(reports, _timings(run)))
+    page = write_atomic(run.dir.vault / "report.html", render_html(reports, _timings(run)))
+    public = write_atomic(
+        run.dir.release / "report.html", render_html([public_report(one) for one in reports], _timings(run))
+    )
     print_summary(reports, page, Console())
+    typer.echo(f"To pass on, without the figures marked internal: {public}")
 
 
 def _timings(run: Run) -> dict[str, float]:
@@ -269,7 +310,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), error.remedy, UserError.exit_code)
     except PrivacyError as error:
-        _fail(f"stopped to protect private text: {error}", None, 4)
+        _fail(f"stopped to protect private text: {error}", None, PrivacyError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; `tutelage resume RUN` goes on from the last finished stage", None, INTERRUPTED)
     except Exception as error:

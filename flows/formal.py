@@ -24,7 +24,7 @@ from tutelage.privacy.allocation import Allocation, delta_for
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.histogram import NoisyHistogram
 from tutelage.privacy.keys import SiloKey
-from tutelage.privacy.ledger import Allowance, Internal
+from tutelage.privacy.ledger import Allowance, Internal, Reservation
 from tutelage.privacy.ledgers import Ledgers
 from tutelage.privacy.units import Unit, by_owner, by_record
 from tutelage.privacy.vault import PrivateRecord
@@ -139,6 +139,8 @@ def _predict(
         silo=name,
         round=round,
     )
+    if isinstance(allowance, Reservation):
+        allowance.settle(texts=written.texts, lost=written.lost)
     _, examples = private.mechanisms(rho, teach)
     divisors = private.divisors(silo.recipe.task, shares, privacy.batch_units)
     parameters: dict[str, float | int | str] = {

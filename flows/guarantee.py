@@ -213,7 +213,11 @@ def utility(report: RoundReport) -> Utility | None:
         family=family,
         points=(
             Point("ε = 0", "public only", public),
-            Point(f"ε = {asked:g}" if math.isfinite(asked) else "ε unknown", "as asked for", student),
+            Point(
+                f"ε = {asked:g}" if math.isfinite(asked) else "ε unknown",
+                f"≤ {ceiling(guarantee.epsilon)} spent",
+                student,
+            ),
             Point("ε = ∞", "never released", unprotected),
         ),
         zero_shot=zero_shot,

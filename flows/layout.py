@@ -115,6 +115,12 @@ def instruction_path(run: Run, round: int) -> Path:
 
 
 def report_path(run: Run, round: int) -> Path:
+    """The report in full, figures marked internal included: for the silos."""
+    return run.dir.vault / f"round-{round}" / "report.json"
+
+
+def public_report_path(run: Run, round: int) -> Path:
+    """The report without internal figures: it may leave."""
     return _released(run, round) / "report.json"
 
 

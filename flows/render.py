@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +37,10 @@ from tutelage.flows.figures import (
 from tutelage.flows.guarantee import Guarantee, utility
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from rich.console import Console
     from rich.table import Table
 
 __all__ = ["METHODS", "figure", "plain_rule", "print_summary", "quantity", "render_html", "render_json", "ticks"]
-
-# `ε = 4` and the like in escaped text
-_BOUND = re.compile(r"[εδ] [=≤] [\w.∞-]*[\w∞]")
 
 
 def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) -> str:
@@ -65,17 +60,10 @@ def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) ->
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     names: dict[str, Any] = {"NOT_MEASURED": NOT_MEASURED, "METHODS": METHODS, "FAMILIES": FAMILIES}
-    helpers = {f.__name__: f for f in (by_key, ceiling, duration, plain_rule, rule_figures, ticks, tied)}
+    helpers = {f.__name__: f for f in (by_key, ceiling, duration, plain_rule, rule_figures, ticks)}
     ordered = sorted(reports, key=lambda report: report.round)
     rounds = [_view(report, last=report is ordered[-1]) for report in ordered]
     return environment.get_template("report.html").render(rounds=rounds, timings=dict(timings), **names, **helpers)
-
-
-def tied(text: str) -> Markup:
-    """Text, escaped, in which no line ends within an `ε = 4`."""
-    from markupsafe import Markup, escape
-
-    return Markup(_BOUND.sub(lambda found: f'<span class="tie">{found[0]}</span>', str(escape(text))))
 
 
 def render_json(reports: Sequence[RoundReport], timings: Mapping[str, float]) -> str:

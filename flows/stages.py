@@ -367,7 +367,7 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
 # ---- gate, report, publish --------------------------------------------------------------------------------------
 
 
-@stage(version=1)
+@stage(version=2)
 def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
@@ -412,8 +412,12 @@ def judge_round(run: Run, round: int) -> Done:
         lessons_digest=aggregated["lessons_digest"],
         adapter_digest=learned["adapter_digest"],
     )
-    path = write_atomic(layout.report_path(run, round), report.model_dump_json(indent=1) + "\n")
-    return [path], {"passed": report.decision.passed}
+    public = publish.public_report(report)
+    files = [
+        write_atomic(path, one.model_dump_json(indent=1) + "\n")
+        for path, one in ((layout.report_path(run, round), report), (layout.public_report_path(run, round), public))
+    ]
+    return files, {"passed": report.decision.passed}
 
 
 @stage(version=1)

@@ -12,7 +12,6 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.privacy import accounting
 
-
 _ROUNDING = 1 - 1e-6
 """Shares of a budget, added up again, must not come out above it in the last digit."""
 
