@@ -8,15 +8,18 @@ part of every later prompt: it is the mechanism's output, so it may be shown to 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tutelage.configs.errors import UserError
+from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, PrivatePredictionPrivacy, Task, TeachConfig
 from tutelage.configs.store import canonical_json, write_atomic
 from tutelage.privacy.drafts import Draft
@@ -26,14 +29,14 @@ from tutelage.privacy.units import Unit, split
 from tutelage.privacy.vault import PrivateRecord, inside_vault
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder
+from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
 from tutelage.teachers.engines.transformers import TransformersEngine
 from tutelage.teachers.instructions import sentences
 
 INSTRUCTION_PART = 0
 """The instruction's number among the parts of a silo; batches of examples are counted from 1."""
 _INSTRUCTION_TOKENS = 48
-_HEADING_TOKENS = 24
+_HEADING_TOKENS = 12
 """Room in a prompt for the heading of the one more example that a record is."""
 
 
@@ -193,24 +196,33 @@ def write_lessons(
     advice = next((wording for wording in wordings if wording), None)
 
     labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
-    public = tuple(prompts.example_prompt(task, label, (), advice) for label in labels)
-    by = divisors(task, shares, privacy.batch_units)
-    width = max(len(engine.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in public)
+
+    def prompt(label: str | None, references: Sequence[Example]) -> str:
+        return prompts.example_prompt(task, label, references, advice)
+
+    publics = [
+        _public(functools.partial(prompt, label), divisor)
+        for label, divisor in zip(labels, divisors(task, shares, privacy.batch_units), strict=True)
+    ]
+
+    def member(record: PrivateRecord) -> Member:
+        label = record.completion if isinstance(task, ClassificationTask) else None
+        at = labels.index(label)
+        return Member(at, prompt(label, [_shortened(engine, record, privacy)])[len(publics[at].head) :])
+
     work = [
-        Batch(part, public, _members(engine, task, [by_id[id] for id in ids] if rho else [], labels, privacy, advice))
+        Batch(part, tuple(member(by_id[id]) for id in ids) if rho else ())
         for part, ids in enumerate(deal.batches, INSTRUCTION_PART + 1)
         if part in left
     ]
-    decoder = PrivateDecoder(
-        engine.model, engine.tokenizer, engine.batch_rows, width + privacy.reference_tokens + _HEADING_TOKENS
-    )
     with tqdm(desc=f"  {silo}", unit="text", total=len(work) * len(labels), leave=False, disable=None) as bar:
 
         def keep(part: int, texts: list[Generation]) -> None:
             journal.add(part, texts)
             bar.update(len(texts))
 
-        decoder.write(work, examples, by, allowance, stop=prompts.STOP, on_written=keep)
+        decoder = _decoder(engine, publics, privacy)
+        decoder.write(publics, work, examples, allowance, stop=prompts.STOP, on_written=keep)
 
     written = journal.read()
     drafts, texts = [], 0
@@ -238,41 +250,39 @@ def _write_instruction(
     allowance: Allowance,
     journal: Journal,
 ) -> None:
-    def prompt(references: Sequence[PrivateRecord]) -> str:
-        shown = [_shortened(engine, record, privacy).example() for record in references]
-        return engine.chat(*prompts.instruction_request(task, shown))
+    def prompt(references: Sequence[Example]) -> str:
+        return engine.chat(*prompts.instruction_request(task, references))
 
-    public = prompt(())
-    width = len(engine.tokenizer(public, add_special_tokens=False)["input_ids"])
-    decoder = PrivateDecoder(
-        engine.model, engine.tokenizer, engine.batch_rows, width + privacy.reference_tokens + _HEADING_TOKENS
-    )
-    members = tuple(Member(0, prompt([record])) for record in records)
-    batch = Batch(INSTRUCTION_PART, (public,), members)
-    [texts] = decoder.write([batch], mechanism, [float(privacy.instruction_units)], allowance, stop="\n")
+    public = _public(prompt, float(privacy.instruction_units))
+    tails = [prompt([_shortened(engine, record, privacy)])[len(public.head) :] for record in records]
+    batch = Batch(INSTRUCTION_PART, tuple(Member(0, tail) for tail in tails))
+    decoder = _decoder(engine, [public], privacy)
+    [texts] = decoder.write([public], [batch], mechanism, allowance, stop="\n")
     journal.add(INSTRUCTION_PART, texts)
 
 
-def _members(
-    engine: TransformersEngine,
-    task: Task,
-    records: Sequence[PrivateRecord],
-    labels: Sequence[str | None],
-    privacy: PrivatePredictionPrivacy,
-    advice: str | None,
-) -> tuple[Member | None, ...]:
-    members = []
-    for record in records:
-        label = record.completion if isinstance(task, ClassificationTask) else None
-        shown = [_shortened(engine, record, privacy).example()]
-        members.append(Member(labels.index(label), prompts.example_prompt(task, label, shown, advice)))
-    return tuple(members)
+def _public(prompt: Callable[[Sequence[Example]], str], divisor: float) -> Public:
+    """A prompt without any record, divided where a record would make it another: found with one that is nobody's."""
+    public = prompt(())
+    other = prompt([Example(id="", prompt="\u00a7", completion="\u00a7")])
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(public, other, strict=False)))
+    head = public[: max(public.rfind(" ", 0, alike), public.rfind("\n", 0, alike), 0)]  # not in the middle of a word
+    return Public(head, public[len(head) :], divisor)
 
 
-def _shortened(engine: TransformersEngine, record: PrivateRecord, privacy: PrivatePredictionPrivacy) -> PrivateRecord:
+def _decoder(
+    engine: TransformersEngine, publics: Sequence[Public], privacy: PrivatePredictionPrivacy
+) -> PrivateDecoder:
+    """A decoder whose prompts are as wide as settings and public words say, whatever the records are."""
+    widest = max(len(engine.tokenizer(one.tail, add_special_tokens=False)["input_ids"]) for one in publics)
+    room = widest + privacy.reference_tokens + _HEADING_TOKENS
+    return PrivateDecoder(engine.model, engine.tokenizer, engine.batch_rows, room)
+
+
+def _shortened(engine: TransformersEngine, record: PrivateRecord, privacy: PrivatePredictionPrivacy) -> Example:
     """The record cut to its first tokens, so that its prompt fits the width that all prompts have."""
-    ids = engine.tokenizer(record.text, add_special_tokens=False)["input_ids"]
+    example = record.example()
+    ids = engine.tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
     if len(ids) <= privacy.reference_tokens:
-        return record
-    text = str(engine.tokenizer.decode(ids[: privacy.reference_tokens]))
-    return PrivateRecord(record.id, text, record.completion)
+        return example
+    return example.model_copy(update={"prompt": str(engine.tokenizer.decode(ids[: privacy.reference_tokens]))})

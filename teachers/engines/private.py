@@ -4,6 +4,9 @@ A batch is a fixed number of places for records and a fixed number of texts (one
 behind one of the texts. All texts of a batch advance together, a token a step; every place's row is fed the token of
 its text. Several batches are decoded side by side, and a batch that is done makes room for the next.
 
+All prompts of one text begin alike (the task, in public words), so that beginning is read once and its keys and values
+are copied; so are those of the whole public prompt.
+
 What a record may move is what `privacy/mechanism.py` says and nothing else: the number of rows and their width are
 fixed by settings, an empty place is computed like any other (behind the public prompt) and then left out, and when
 rows come and go depends on texts alone, which are the mechanism's output. So one record's presence cannot change
@@ -12,6 +15,7 @@ another's scores, not even by the rounding of a differently shaped product.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +32,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Public:
+    """One of the texts that every batch writes: its prompt without any record."""
+
+    head: str
+    """What the prompts of all its members begin with, too."""
+    tail: str
+    """The rest of the public prompt."""
+    divisor: float
+    """B: what the mean of clipped differences divides by, however many members there are."""
+
+
+@dataclass(frozen=True)
 class Member:
     """A record's place in a batch."""
 
     text: int
-    """Which of the batch's texts it stands behind."""
-    prompt: str = field(repr=False)
+    """Which of the texts it stands behind."""
+    tail: str = field(repr=False)
+    """What follows the text's head in the record's prompt."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,6 @@ class Batch:
 
     part: int
     """Its number, as the allowance counts parts."""
-    public: tuple[str, ...]
-    """A prompt without any record for every text."""
     members: tuple[Member | None, ...]
     """As many places in every batch; None: no record."""
 
@@ -55,32 +70,32 @@ class PrivateDecoder:
         model: A causal language model in evaluation mode.
         tokenizer: Its tokenizer.
         batch_rows: Rows computed together, at most; never fewer than one batch has.
-        prompt_tokens: Every prompt's width. Longer ones keep their end, which asks for the text.
+        tail_tokens: Width of what follows the head in every prompt. Longer tails keep their end: it asks for the text.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, prompt_tokens: int
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, tail_tokens: int
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.batch_rows, self.prompt_tokens = batch_rows, prompt_tokens
+        self.batch_rows, self.tail_tokens = batch_rows, tail_tokens
 
     def write(
         self,
+        publics: Sequence[Public],
         batches: Sequence[Batch],
         mechanism: PrivatePrediction,
-        divisors: Sequence[float],
         allowance: Allowance,
         *,
         stop: str,
         ends: set[int] | None = None,
         on_written: Callable[[int, list[Generation]], object] | None = None,
     ) -> list[list[Generation]]:
-        """Write one text for every public prompt.
+        """Write every text once for every batch.
 
         Args:
-            batches: All with as many texts and as many places.
+            publics: The texts.
+            batches: All with as many places.
             mechanism: How a token is drawn.
-            divisors: B of each of a batch's texts: what its mean divides by, however many stand behind it.
             allowance: What it costs; a batch's part is claimed before its prompts are read.
             stop: The text is cut where this first appears, and counts as finished.
             ends: Ids that end a text; None: the model's own.
@@ -97,23 +112,24 @@ class PrivateDecoder:
 
         if not batches:
             return []
-        shape = (len(batches[0].public), len(batches[0].members))
-        if any((len(one.public), len(one.members)) != shape for one in batches) or len(divisors) != shape[0]:
-            raise ValueError("batches must all have as many texts and as many places, and each text a divisor")
-        check_length(self.model, self.prompt_tokens + mechanism.max_tokens)
+        shape = (len(publics), len(batches[0].members))
+        if any(len(one.members) != shape[1] for one in batches):
+            raise ValueError("batches must all have as many places")
         ends = end_tokens(self.model, self.tokenizer) if ends is None else ends
-        texts: list[list[_Text]] = [[_Text() for _ in batch.public] for batch in batches]
+        texts: list[list[_Text]] = [[_Text() for _ in publics] for _ in batches]
         waiting = deque(range(len(batches)))
-        by = torch.tensor(divisors, dtype=torch.float64, device=self.model.device)
+        count = min(len(batches), max(1, self.batch_rows // sum(shape)))
         with torch.inference_mode():
-            slots = _Slots(self, shape, min(len(batches), max(1, self.batch_rows // sum(shape))), mechanism.max_tokens)
+            heads = _Heads(self, publics)
+            check_length(self.model, heads.width + mechanism.max_tokens)
+            slots = _Slots(self, heads, shape, count, mechanism.max_tokens)
             while waiting or slots.running:
                 # A few at a time: reading prompts one batch at a time would waste the processor.
                 if waiting and (not slots.running or len(slots.free) >= max(1, slots.count // 4)):
                     taken = [waiting.popleft() for _ in range(min(len(waiting), len(slots.free)))]
                     allowance.claim(mechanism.event(), [batches[i].part for i in taken])
                     slots.read({i: batches[i] for i in taken})
-                drawn = slots.draw(mechanism, by)
+                drawn = slots.draw(mechanism)
                 for index, row in drawn.items():
                     for text, token in zip(texts[index], row, strict=True):
                         text.add(token, ends, stop, self.tokenizer)
@@ -155,15 +171,71 @@ class _Text:
         return Generation(text, self.finished or bool(found))
 
 
+class _Heads:
+    """The texts' public prompts, read once: their heads for every member's prompt, and the whole of them."""
+
+    def __init__(self, decoder: PrivateDecoder, publics: Sequence[Public]) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self.model, self.tokenizer, self.publics = decoder.model, decoder.tokenizer, publics
+        self.head = _Head(self.model)
+        self.tail_width = decoder.tail_tokens
+        encoded = [self.tokenizer(one.head, add_special_tokens=False)["input_ids"] for one in publics]
+        ids, self.mask = self._padded(encoded, max(1, max(map(len, encoded))))
+        self.width = ids.shape[1] + self.tail_width
+        self.cache = DynamicCache()
+        self.head.run(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.divisors = torch.tensor([one.divisor for one in publics], dtype=torch.float64, device=ids.device)
+        self.public_rows = self.read(range(len(publics)), [one.tail for one in publics])
+
+    def read(self, texts: Sequence[int], tails: Sequence[str]) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """Run some prompts behind their texts' heads: (their keys and values, mask (R, width), states (R, size))."""
+        import torch
+
+        ids, tail_mask = self._padded(
+            [self.tokenizer(one, add_special_tokens=False)["input_ids"][-self.tail_width :] for one in tails],
+            self.tail_width,
+        )
+        rows = torch.tensor(list(texts), device=ids.device)
+        mask = torch.cat([self.mask[rows], tail_mask], dim=1)
+        cache = copy.deepcopy(self.cache)
+        cache.batch_select_indices(rows)
+        states = self.head.run(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -self.tail_width :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache, mask.bool(), states
+
+    def _padded(self, encoded: Sequence[list[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = [[pad] * (width - len(row)) + row for row in encoded]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in encoded]
+        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+
 class _Slots:
     """The rows being decoded: `count` slots of one batch each, with their keys and values."""
 
-    def __init__(self, decoder: PrivateDecoder, shape: tuple[int, int], count: int, max_tokens: int) -> None:
-        self.model, self.tokenizer, self.width = decoder.model, decoder.tokenizer, decoder.prompt_tokens
+    def __init__(
+        self, decoder: PrivateDecoder, heads: _Heads, shape: tuple[int, int], count: int, max_tokens: int
+    ) -> None:
+        self.model, self.heads, self.width = decoder.model, heads, heads.width
         self.texts, self.places, self.count = *shape, count
         self.rows = self.texts + self.places
         self.cache = _Cache(self.model, count * self.rows, self.width + max_tokens)
-        self.head = _Head(self.model)
+        self.head = heads.head
         self.running: dict[int, int] = {}
         """Batch -> its slot."""
         self.free = list(range(count))
@@ -191,39 +263,32 @@ class _Slots:
         self.free.append(self.running.pop(batch))
 
     def read(self, batches: dict[int, Batch]) -> None:
-        """Run the prompts of some batches and give each a slot."""
+        """Run the prompts of some batches and give each a slot. A place without a record runs a public prompt."""
         import torch
-        from transformers import DynamicCache
 
         slots = [self.free.pop() for _ in batches]
-        ids, mask = self._encode([row for batch in batches.values() for row in _prompts(batch)])
-        cache = DynamicCache()
-        hidden = self.head.run(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        slot_rows = torch.tensor([slot * self.rows + r for slot in slots for r in range(self.rows)], device=ids.device)
-        self.cache.put(slot_rows, cache)
-        self.prompt_mask[slot_rows] = mask.bool()
-        for at, (slot, (index, batch)) in enumerate(zip(slots, batches.items(), strict=True)):
+        for slot, (index, batch) in zip(slots, batches.items(), strict=True):
             self.running[index], self.lengths[slot] = slot, 0
-            self.state[slot] = hidden[at * self.rows : (at + 1) * self.rows]
             self.behind[slot] = torch.tensor([member.text if member else 0 for member in batch.members])
             self.present[slot] = torch.tensor([member is not None for member in batch.members])
+            self._fill(range(slot * self.rows, slot * self.rows + self.texts), self.heads.public_rows)
+        members = [member for batch in batches.values() for member in batch.members]
+        if members:
+            texts = [member.text if member else 0 for member in members]
+            tails = [member.tail if member else self.heads.publics[0].tail for member in members]
+            rows = [slot * self.rows + self.texts + place for slot in slots for place in range(self.places)]
+            self._fill(rows, self.heads.read(texts, tails))
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fill(self, rows: Sequence[int], made: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
         import torch
 
-        encoded = [self.tokenizer(one, add_special_tokens=False)["input_ids"][-self.width :] for one in prompts]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        ids = [[pad] * (self.width - len(row)) + row for row in encoded]
-        mask = [[0] * (self.width - len(row)) + [1] * len(row) for row in encoded]
-        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+        cache, mask, states = made
+        index = torch.tensor(list(rows), device=mask.device)
+        self.cache.put(index, cache)
+        self.prompt_mask[index] = mask
+        self.state.view(self.count * self.rows, -1)[index] = states
 
-    def draw(self, mechanism: PrivatePrediction, divisors: torch.Tensor) -> dict[int, list[int]]:
+    def draw(self, mechanism: PrivatePrediction) -> dict[int, list[int]]:
         """The next token of every text of every running batch."""
         import torch
 
@@ -242,7 +307,7 @@ class _Slots:
             public.flatten(0, 1).gather(-1, chosen),
             private.flatten(0, 1),
             present.flatten(0, 1),
-            divisors.repeat(len(slots)),
+            self.heads.divisors.repeat(len(slots)),
         )
         index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
         tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
@@ -291,11 +356,6 @@ class _Slots:
         self.lengths = [self.lengths[slot] for slot in kept]
         self.running = {index: at for at, index in enumerate(self.running)}
         self.count, self.free = len(kept), []
-
-
-def _prompts(batch: Batch) -> list[str]:
-    """A prompt for every row; an empty place runs the first public one, and what comes of it is not used."""
-    return [*batch.public, *(member.prompt if member else batch.public[0] for member in batch.members)]
 
 
 class _Head:
