@@ -42,6 +42,15 @@ class ClassificationTask(Frozen):
     """Label -> public description of what such a text is."""
     text_noun: str = "text"
     """What one text is called in prompts: `e-mail`, `note`, `ticket`."""
+    examples: dict[str, tuple[str, ...]] = {}
+    """Label -> texts that are invented or public, shown in every teacher's prompt before private ones."""
+
+    @model_validator(mode="after")
+    def _known_labels(self) -> ClassificationTask:
+        unknown = sorted(self.examples.keys() - self.labels.keys())
+        if unknown:
+            raise ValueError(f"examples are given for {unknown[0]!r}, which is no label")
+        return self
 
 
 class GenerationTask(Frozen):

@@ -94,6 +94,22 @@ class PrivatePrediction:
         kth = scores.topk(k, dim=-1).values[..., -1:]
         return scores >= kth - min(2 * self.sensitivity, _MAX_SLACK)
 
+    def narrowed(self, scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """What may be drawn, once scores are known: as before, except where nothing is protected.
+
+        Unclipped, the candidates are thousands, so that none is missed; of these the k best are kept, as any sampler
+        would. Under a guarantee that would tell which tokens records favour.
+
+        Args:
+            scores: (G, K).
+            allowed: (G, K) booleans.
+        """
+        if math.isfinite(self.sensitivity):
+            return allowed
+        k = min(self.top_k, scores.shape[-1])
+        kth = scores.masked_fill(~allowed, -math.inf).topk(k, dim=-1).values[..., -1:]
+        return allowed & (scores >= kth)
+
     def scores(
         self, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor, divisor: torch.Tensor
     ) -> torch.Tensor:

@@ -40,7 +40,7 @@ def example_prompt(task: Task, label: str | None, references: Sequence[Example],
     if isinstance(task, ClassificationTask):
         assert label is not None
         head = f"A collection of different examples of {label} ({task.text_noun}: {task.labels[label]}).\n"
-        shown = [defuse(reference.prompt) for reference in references]
+        shown = [defuse(text) for text in (*task.examples.get(label, ()), *(one.prompt for one in references))]
         opening = f"{label} {task.text_noun}"
     else:
         head = f"A collection of different examples. {task.description}\n"

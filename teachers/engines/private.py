@@ -309,6 +309,7 @@ class _Slots:
             present.flatten(0, 1),
             self.heads.divisors.repeat(len(slots)),
         )
+        allowed = mechanism.narrowed(scores, allowed)
         index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
         tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
         for slot in slots.tolist():
@@ -358,6 +359,9 @@ class _Slots:
         self.count, self.free = len(kept), []
 
 
+_FEW = 0.1
+
+
 class _Head:
     """A model as body and vocabulary head, so that private rows are scored on the candidates alone.
 
@@ -392,8 +396,9 @@ class _Head:
         import torch
 
         texts = tokens.shape[1]
-        if not self.plain:
-            wide = state[:, None].expand(-1, texts, -1, -1)
+        # Picking rows of the vocabulary pays while there are few: unclipped, there are thousands.
+        if not self.plain or texts * tokens.shape[-1] > _FEW * self.head.weight.shape[0]:
+            wide = self.scores(state)[:, None].expand(-1, texts, -1, -1)
             return wide.gather(-1, tokens[:, :, None].expand(-1, -1, state.shape[1], -1))
         found = torch.einsum("smd,sykd->symk", state, self.head.weight[tokens])
         if self.head.bias is not None:
