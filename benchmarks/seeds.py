@@ -23,7 +23,10 @@ def main(folders: list[str]) -> None:
     print(f"| Accuracy, % | {' | '.join(Path(folder).name for folder in folders)} | together |")
     print("|---|" + "---|" * (len(folders) + 1))
     print(f"| lessons | {' | '.join(str(sum(one.lessons_per_class.values())) for one in last)} | |")
+    everywhere = set.intersection(*(set(metrics) for metrics in found))
     for method, title in METHODS.items():
+        if f"accuracy.{method}" not in everywhere:
+            continue
         metrics = [metrics[f"accuracy.{method}"] for metrics in found]
         right = sum(round(metric.value * metric.n) for metric in metrics)
         pooled = share_metric(method, right, sum(metric.n for metric in metrics))

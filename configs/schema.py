@@ -6,6 +6,7 @@ prints the JSON schema.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ class ClassificationTask(Frozen):
     """Label -> public description of what such a text is."""
     text_noun: str = "text"
     """What one text is called in prompts: `e-mail`, `note`, `ticket`."""
-    examples: dict[str, tuple[str, ...]] = {}
+    examples: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Label -> texts that are invented or public, shown in every teacher's prompt before private ones."""
 
     @model_validator(mode="after")
@@ -170,8 +171,8 @@ class FormalPrivacy(Frozen):
     """Share of the run's ρ (zCDP) that noised label counts cost."""
     vote_share: float = Field(0.1, gt=0, lt=0.9)
     """Share of what is left of ρ that votes cost, where `aggregate.method` is `vote`."""
-    brackets: bool = True
-    """Run ε = 0 and ε = ∞ beside the asked ε on the same work. What ε = ∞ writes never leaves the vault."""
+    brackets: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, math.inf)
+    """Other ε to do the same work at, to compare with. What they write never leaves the vault."""
 
 
 class PrivatePredictionPrivacy(FormalPrivacy):
@@ -327,12 +328,17 @@ class Recipe(Section):
         return self
 
     def _check_formal(self, privacy: FormalPrivacy) -> None:
-        for key in _ONLY_SCREENED:
+        if privacy.epsilon in privacy.brackets or len(set(privacy.brackets)) < len(privacy.brackets):
+            raise ValueError("privacy.brackets must differ from each other and from privacy.epsilon")
+        evolution = isinstance(privacy, PrivateEvolutionPrivacy)
+        for key in _ONLY_SCREENED if not evolution else [key for key in _ONLY_SCREENED if key != "top_p"]:
             if getattr(self.teach, key) != TeachConfig.model_fields[key].default:
                 raise ValueError(
                     f"teach.{key} is of use to screened teachers only: under a formal mechanism a text is drawn once, "
                     "from prompts of one record each; remove it"
                 )
+        if isinstance(privacy, PrivateEvolutionPrivacy) and self.teach.prompts_per_label > privacy.candidates_per_label:
+            raise ValueError("teach.prompts_per_label is larger than privacy.candidates_per_label")
         if privacy.unit == "owner" and self._owner_column is None:
             raise ValueError("privacy.unit is owner, but data.records.columns.owner names no column")
 

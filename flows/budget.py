@@ -118,7 +118,9 @@ def print_accounts(found: list[Row]) -> None:
 
 
 def _worded(note: Row) -> str:
-    return str(note["what"]).replace("_", " ") + (" at ε = ∞" if note.get("bracket") == "inf" else "")
+    return str(note["what"]).replace("_", " ") + (
+        f" at ε = {note['bracket']}".replace("inf", "∞") if "bracket" in note else ""
+    )
 
 
 def recompute_run(run: Run) -> list[Row]:

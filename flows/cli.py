@@ -6,6 +6,7 @@ Exit codes: 0 done (and every gate passed); 1 a defect; 2 something you can mend
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -299,6 +300,9 @@ def main() -> None:
     """Entry point: errors a person can mend are shown without a traceback."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without an ε shows a question mark
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, too, are for terminals only
     try:

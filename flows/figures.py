@@ -109,10 +109,32 @@ def families(report: RoundReport) -> list[str]:
 
 
 def methods(report: RoundReport) -> dict[str, str]:
-    """The methods to show, measured or not: key -> title. The brackets of ε only in a run that has any."""
+    """The methods to show, measured or not: key -> title. The brackets of ε only in a run that has any, by ε."""
     present = {metric.name.split(".")[1] for metric in report.metrics if "." in metric.name}
-    bracketed = not present.isdisjoint(BRACKETS)
-    return {key: title for key, title in METHODS.items() if bracketed or key not in BRACKETS}
+    brackets = {key for key in present if bracket_epsilon(key) is not None}
+    if not brackets:
+        return {key: title for key, title in METHODS.items() if key not in BRACKETS}
+    other = sorted(brackets - METHODS.keys(), key=lambda key: bracket_epsilon(key) or 0)
+    shown: dict[str, str] = {}
+    for key, title in METHODS.items():
+        if key == "epsilon_inf":
+            shown |= {one: method_title(one) for one in other}
+        shown[key] = title
+    return shown
+
+
+def bracket_epsilon(method: str) -> float | None:
+    """ε of a bracket's student (`epsilon_0`, `epsilon_2.5`, `epsilon_inf`); None for another method."""
+    try:
+        return float(method.removeprefix("epsilon_")) if method.startswith("epsilon_") else None
+    except ValueError:
+        return None
+
+
+def method_title(method: str) -> str:
+    """A method's title."""
+    epsilon = bracket_epsilon(method)
+    return METHODS[method] if method in METHODS or epsilon is None else f"Student at ε = {epsilon:g} (never released)"
 
 
 def figure(report: RoundReport, name: str, label: str | None = None) -> Figure:
@@ -193,8 +215,8 @@ def title_of(name: str) -> str:
     """A metric's name in words."""
     family, _, rest = name.partition(".")
     key, _, label = rest.partition(".")
-    if key in METHODS and family in (*FAMILIES, "recall"):
-        method = METHODS[key] if key == "tfidf" else _lower(METHODS[key])
+    if (key in METHODS or bracket_epsilon(key) is not None) and family in (*FAMILIES, "recall"):
+        method = METHODS[key] if key == "tfidf" else _lower(method_title(key))
         score = FAMILIES.get(family, "Recall") + (f" on class “{label}”" if label else "")
         return f"{score} of {'the ' if 'student' in method else ''}{method}"
     return TITLES[name][0] if name in TITLES else name[:1].upper() + name[1:]

@@ -1,7 +1,7 @@
 """What the stages do under a formal mechanism: open the silo's ledger, reserve, let the mechanism run, certify.
 
-Everything that leaves a silo here was reserved for in its ledger before a private token was read. The two brackets
-(ε = 0 and ε = ∞) do the same work beside it: the one reads nothing private, what the other writes stays in the vault.
+Everything that leaves a silo here was reserved for in its ledger before a private token was read. Brackets
+do the same work beside it at other ε: at 0 nothing private is read, and what the others write stays in the vault.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,14 +26,13 @@ from tutelage.privacy.histogram import NoisyHistogram
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.ledger import Allowance, Internal, Reservation
 from tutelage.privacy.ledgers import Ledgers
+from tutelage.privacy.similarity import embed
 from tutelage.privacy.units import Unit, by_owner, by_record
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import evolution, private
 from tutelage.teachers.engines.transformers import TransformersEngine
 
-Bracket = Literal["0", "inf"]
-BRACKETS: tuple[Bracket, ...] = ("0", "inf")
 Facts = dict[str, Any]
 
 
@@ -43,10 +42,10 @@ class Silo:
     Args:
         run: The run.
         name: The silo's.
-        bracket: Instead of the asked ε: nothing private is read, or nothing is protected and nothing released.
+        bracket: Instead of the asked ε another, as text: at "0" nothing private is read, at others nothing released.
     """
 
-    def __init__(self, run: Run, name: str, bracket: Bracket | None = None) -> None:
+    def __init__(self, run: Run, name: str, bracket: str | None = None) -> None:
         privacy = run.recipe.formal
         assert privacy is not None
         self.run, self.recipe, self.privacy, self.name, self.bracket = run, run.recipe, privacy, name, bracket
@@ -67,12 +66,12 @@ class Silo:
     def allow(
         self, what: str, rho: float, round: int, parts: int = 1, **details: str | int
     ) -> tuple[Allowance, list[int]]:
-        """Budget for a step and the parts of it that are left; at ε = ∞ a promise that nothing of it is released."""
+        """Budget for a step and the parts of it that are left; in a bracket a promise that nothing is released."""
         purpose = {"run": self.run.id, "silo": self.name, "round": round, "what": what, **details}
         if self.bracket == "0":
             return Internal(), list(range(parts))
-        if self.bracket == "inf":
-            return self.ledger.internal(bracket="inf", **purpose), list(range(parts))
+        if self.bracket:
+            return self.ledger.internal(bracket=self.bracket, **purpose), list(range(parts))
         reservation = self.ledger.reserve(_event(rho), parts, mechanism=self.privacy.mechanism, **purpose)
         return reservation, reservation.unused
 
@@ -85,7 +84,7 @@ class Silo:
         path = layout.label_counts_path(self.run, self.name)
         if self.privacy.label_counts == "public" or self.bracket == "inf":
             counts = _counts(self.units, labels)
-        elif path.exists():
+        elif path.exists() and self.bracket is None:
             counts = json.loads(path.read_text())
         elif self.allocation.label_counts == 0:
             return {}
@@ -96,13 +95,14 @@ class Silo:
                 return {}  # spent by a process that was killed before it could write them down
             choices = [labels.index(unit.one().completion) for unit in self.units]
             counts = histogram.release(choices, len(labels), allowance)
-            write_atomic(path, json.dumps(counts), mode=0o600)
+            if self.bracket is None:
+                write_atomic(path, json.dumps(counts), mode=0o600)
         floored = [max(1.0, float(count)) for count in counts]
         return {label: count / sum(floored) for label, count in zip(labels, floored, strict=True)}
 
 
 def teach(
-    run: Run, engine: TransformersEngine, round: int, name: str, bracket: Bracket | None = None
+    run: Run, engine: TransformersEngine, round: int, name: str, bracket: str | None = None
 ) -> tuple[list[Draft], Facts]:
     """A silo's drafts of one round, made under its mechanism (or under one of the brackets)."""
     silo = Silo(run, name, bracket)
@@ -177,12 +177,17 @@ def _evolve(
     # All votes are paid for before the first, so that a round is not begun which cannot be finished.
     allowances = [silo.allow("teach", rho, round, iteration=i) for i in range(privacy.iterations)] if rho else []
     units = [unit.one() for unit in silo.units]
-    embeddings = _unit_embeddings(silo, units)
     labelled = isinstance(silo.recipe.task, ClassificationTask)
     unit_labels = [unit.completion if labelled else None for unit in units]
+    if labelled:
+        embeddings = _unit_embeddings(silo, units)
+    else:  # the index holds a record's two halves apart
+        embeddings = embed([evolution.text_of(silo.recipe.task, unit.example()) for unit in units], alone=True)
 
     def vote(iteration: int, texts: Sequence[str], labels: Sequence[str | None]) -> list[int] | None:
-        if not rho or not allowances[iteration][1]:
+        if not rho:
+            return [0] * len(texts)
+        if not allowances[iteration][1]:
             return None
         choices = evolution.nearest(texts, labels, embeddings, unit_labels)
         return _count(choices, len(texts), rho, allowances[iteration][0])

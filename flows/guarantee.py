@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.configs.records import Certificate, RoundReport
-from tutelage.flows.figures import FAMILIES, NOT_MEASURED, Figure, ceiling, families, figure, ticks
+from tutelage.flows.figures import (
+    BRACKETS,
+    FAMILIES,
+    NOT_MEASURED,
+    Figure,
+    bracket_epsilon,
+    ceiling,
+    families,
+    figure,
+    methods,
+    ticks,
+)
 
 SPENT_ON = {"label_counts": "Label counts", "teach": "Teaching", "vote": "Vote"}
 
@@ -178,14 +189,17 @@ class Point:
     """e.g. `ε = 0`."""
     note: str
     figure: Figure
+    asked: bool = False
+    """Whether it is this round's own student."""
 
 
 @dataclass(frozen=True)
 class Utility:
-    """A round's score against ε: public lessons only, the asked ε, no protection."""
+    """A round's score against ε: from public lessons only, over the asked ε, to no protection."""
 
     family: str
-    points: tuple[Point, Point, Point]
+    points: tuple[Point, ...]
+    """By ε."""
     zero_shot: Figure
     originals: Figure
     scale: list[float]
@@ -203,23 +217,29 @@ def utility(report: RoundReport) -> Utility | None:
     """What the guarantee cost; None without certificates, or where neither bracket of ε was measured."""
     guarantee, family = Guarantee.of(report), families(report)[0]
     names = ("epsilon_0", "student", "epsilon_inf", "zero_shot", "originals")
-    shown = [figure(report, f"{family}.{name}") for name in names]
-    public, student, unprotected, zero_shot, originals = shown
+    public, student, unprotected, zero_shot, originals = (figure(report, f"{family}.{name}") for name in names)
     if guarantee is None or (public.value is None and unprotected.value is None):
         return None
-    ends = [end for one in shown for end in (one.low, one.high) if end is not None]
     asked = guarantee.epsilon_asked
+    own = Point(
+        f"ε = {asked:g}" if math.isfinite(asked) else "ε unknown",
+        f"≤ {ceiling(guarantee.epsilon)} spent",
+        student,
+        asked=True,
+    )
+    placed = [(0.0, Point("ε = 0", "public only", public)), (asked, own)]
+    placed.append((math.inf, Point("ε = ∞", "never released", unprotected)))
+    for name in methods(report):
+        epsilon = bracket_epsilon(name)
+        if epsilon is not None and name not in BRACKETS:
+            shown = figure(report, f"{family}.{name}")
+            placed.append((epsilon, Point(f"ε = {epsilon:g}", "never released", shown)))
+    placed.sort(key=lambda pair: pair[0])
+    figures = [*(point.figure for _, point in placed), zero_shot, originals]
+    ends = [end for one in figures for end in (one.low, one.high) if end is not None]
     return Utility(
         family=family,
-        points=(
-            Point("ε = 0", "public only", public),
-            Point(
-                f"ε = {asked:g}" if math.isfinite(asked) else "ε unknown",
-                f"≤ {ceiling(guarantee.epsilon)} spent",
-                student,
-            ),
-            Point("ε = ∞", "never released", unprotected),
-        ),
+        points=tuple(point for _, point in placed),
         zero_shot=zero_shot,
         originals=originals,
         scale=ticks(max(0.0, min(ends)), min(1.0, max(ends))),

@@ -28,6 +28,7 @@ from tutelage.flows.figures import (
     duration,
     families,
     figure,
+    method_title,
     methods,
     plain_rule,
     quantity,
@@ -60,7 +61,7 @@ def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) ->
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     names: dict[str, Any] = {"NOT_MEASURED": NOT_MEASURED, "METHODS": METHODS, "FAMILIES": FAMILIES}
-    helpers = {f.__name__: f for f in (by_key, ceiling, duration, plain_rule, rule_figures, ticks)}
+    helpers = {f.__name__: f for f in (method_title, by_key, ceiling, duration, plain_rule, rule_figures, ticks)}
     ordered = sorted(reports, key=lambda report: report.round)
     rounds = [_view(report, last=report is ordered[-1]) for report in ordered]
     return environment.get_template("report.html").render(rounds=rounds, timings=dict(timings), **names, **helpers)

@@ -89,7 +89,7 @@ def prepare(run: Run) -> Done:
         "test": len(dealt.test),
         "nonmembers": len(dealt.nonmembers),
         "near_duplicates_unused": dealt.twins_unused,
-        "brackets": list(formal.BRACKETS) if _brackets(recipe) else [],
+        "brackets": _brackets(recipe),
         "rounds": recipe.rounds,
     }
     return files, facts
@@ -101,7 +101,7 @@ def index(run: Run, silo: str) -> Done:
     texts = indexed_texts(layout.records(run, silo), _labels(run.recipe))
     path = layout.embeddings_path(run, silo)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, embed(texts))
+    np.save(path, embed(texts, alone=run.recipe.formal is not None))
     return [path], {}
 
 
@@ -269,15 +269,15 @@ def upper_line(run: Run, round: int) -> Done:
 
 
 @stage(version=1)
-def teach_bracket(run: Run, round: int, silo: str, bracket: formal.Bracket) -> Done:
-    """A silo's teacher does the round's work once more at ε = 0 or ε = ∞, into the vault."""
+def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
+    """A silo's teacher does the round's work once more at another ε, into the vault."""
     engine = _engine(run.recipe.teach.model, run.recipe.teach.batch_rows)
     drafts, _ = formal.teach(run, engine, round, silo, bracket)
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
 @stage(version=1)
-def bracket_student(run: Run, round: int, bracket: formal.Bracket) -> Done:
+def bracket_student(run: Run, round: int, bracket: str) -> Done:
     """The student on what the bracket's teachers wrote, as many texts a class: what the asked ε is compared with."""
     recipe = run.recipe
     wanted = run.facts(f"round-{round}/aggregate")["per_class"]
@@ -315,7 +315,7 @@ def bracket_student(run: Run, round: int, bracket: formal.Bracket) -> Done:
         tokenizer,
         instruction=instruction,
         taught_with=[record.example() for record in chosen],
-        internal=bracket == "inf",
+        internal=bracket != "0",
     )
     return [result.adapter], {"metrics": _dump(metrics)}
 
@@ -393,7 +393,7 @@ def judge_round(run: Run, round: int) -> Done:
                 interval=interval,
             )
         )
-    for bracket in formal.BRACKETS if _brackets(recipe) else ():
+    for bracket in _brackets(recipe):
         metrics += [Metric(**row) for row in run.facts(f"{at}bracket_student-{bracket}")["metrics"]]
     report = RoundReport(
         run_id=run.id,
@@ -460,8 +460,8 @@ def _labels(recipe: Recipe) -> frozenset[str]:
     return frozenset(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else frozenset()
 
 
-def _brackets(recipe: Recipe) -> bool:
-    return recipe.formal is not None and recipe.formal.brackets
+def _brackets(recipe: Recipe) -> list[str]:
+    return [f"{epsilon:g}" for epsilon in sorted(recipe.formal.brackets)] if recipe.formal else []
 
 
 def _certificates(run: Run, round: int) -> tuple[Certificate, ...]:

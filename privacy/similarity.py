@@ -113,11 +113,13 @@ def _jaccards(
         yield rows, common.col, common.data / (query_sizes[rows] + corpus_sizes[common.col] - common.data)
 
 
-def embed(texts: Sequence[str]) -> np.ndarray:
+def embed(texts: Sequence[str], *, alone: bool = False) -> np.ndarray:
     """Sentence embeddings by all-MiniLM-L6-v2 (mean pooling over tokens), from the weights a package ships.
 
     Args:
         texts: Texts; only the first 64 tokens of each count.
+        alone: Compute each by itself: in a batch with others a text's last bits depend on theirs, which is nothing in
+            a comparison and too much in a proof that one record moves no other.
 
     Returns:
         float32 of shape (len(texts), 384), rows of unit norm, in the order of `texts`.
@@ -127,8 +129,9 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     embeddings = np.zeros((len(texts), EMBEDDING_DIM), dtype=np.float32)
     tokenizer, model = _encoder()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for start in range(0, len(order), _BATCH_ROWS):
-        chosen = order[start : start + _BATCH_ROWS]
+    rows = 1 if alone else _BATCH_ROWS
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
         batch = tokenizer(
             [texts[i] for i in chosen],
             padding=True,

@@ -23,7 +23,7 @@ from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.similarity import embed, words
-from tutelage.teachers import prompts
+from tutelage.teachers import aggregate, prompts
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 
 Vote = Callable[[int, Sequence[str], Sequence[str | None]], list[int] | None]
@@ -50,10 +50,7 @@ class Evolved:
 def nearest(
     texts: Sequence[str], labels: Sequence[str | None], embeddings: np.ndarray, unit_labels: Sequence[str | None]
 ) -> list[int | None]:
-    """Each unit's choice: the candidate of its own label nearest to it by cosine.
-
-    A unit's choice depends on that unit and the candidates alone. So replacing a unit by null takes one vote away and
-    moves no other: the histogram of the choices has an L2 sensitivity of 1 (`NoisyHistogram`).
+    """Each unit's choice: the candidate of its own label nearest to it by cosine; see `aggregate.nearest`.
 
     Args:
         texts: The candidates'.
@@ -62,22 +59,9 @@ def nearest(
         unit_labels: Theirs.
 
     Returns:
-        A candidate's number per unit, the first of several equally near; None (the unit abstains) where no candidate
-        has its label.
+        A candidate's number per unit; None (the unit abstains) where no candidate has its label.
     """
-    if len(labels) != len(texts) or len(unit_labels) != len(embeddings):
-        raise ValueError("every candidate and every unit has one label")
-    # Rounded to multiples of 2^-20, products and sums are exact in float64. Unrounded, their last bits would depend on
-    # how many rows are multiplied at a time, and one unit's presence could turn another's vote.
-    candidates, units = (np.round(rows.astype(np.float64) * 2**20) for rows in (embed(texts), embeddings))
-    choices: list[int | None] = [None] * len(units)
-    for label in set(labels):
-        own = [i for i, one in enumerate(labels) if one == label]
-        voters = [i for i, one in enumerate(unit_labels) if one == label]
-        best = np.argmax(units[voters] @ candidates[own].T, axis=1)  # (voters,)
-        for voter, choice in zip(voters, best.tolist(), strict=True):
-            choices[voter] = own[choice]
-    return choices
+    return aggregate.nearest(embed(texts), labels, embeddings, unit_labels)
 
 
 def evolve(

@@ -496,7 +496,7 @@ def test_brackets_stand_beside_the_student_in_formal_runs() -> None:
         "Student at ε = ∞ (never released) internal",
     ]
     assert "Student at ε = ∞" in words(page.find("table", class_="dots"))
-    assert "Nor is the one at ε = ∞" in words(page)
+    assert "Nor are those at any ε but 0 and the asked one" in words(page)
     text = summary(*REPORTS["formal"])
     assert "Student at ε = 0 (public only)         61.7%   52.7 to 69.9%      61.1%   120" in text
     assert "Student at ε = ∞ (never released)      86.7%   79.4 to 91.6%      86.1%   120" in text
@@ -562,6 +562,20 @@ def test_a_bracket_that_is_missing_is_not_measured(bracket: str, what: str, how:
     assert [text.get_text() for text in drawing.find_all("text", class_="missing")] == ["not measured"]
     assert f"{what} was not measured." in words(page)
     assert "nan" not in words(page).lower().split()
+
+
+def test_more_brackets_stand_in_the_order_of_epsilon() -> None:
+    more = tuple(share_metric(f"accuracy.epsilon_{e}", k, 120, internal=True) for e, k in (("10", 99), ("0.5", 77)))
+    report = fixture.formal(metrics=(*fixture.formal().metrics, *more))
+    page = soup([report])
+    labels = page.find("svg", class_="eps").find_all("text", class_="name")
+    assert [label.get_text() for label in labels] == ["ε = 0", "ε = 0.5", "ε = 4", "ε = 10", "ε = ∞"]
+    titles = [words(row.th) for row in page.find("caption", string="Scores by method").parent.tbody.find_all("tr")]
+    assert titles[3:8] == [
+        "Student at ε = 0 (public only)", "Taught student", "Student at ε = 0.5 (never released) internal",
+        "Student at ε = 10 (never released) internal", "Student at ε = ∞ (never released) internal",
+    ]  # fmt: skip
+    assert "Student at ε = 10 (never released)" in summary(report)
 
 
 def test_reference_lines_only_where_measured() -> None:
