@@ -20,6 +20,7 @@ from tutelage.configs.errors import PrivacyError, UserError
 
 if TYPE_CHECKING:
     from tutelage.configs.schema import Recipe
+    from tutelage.flows.bargain import Bargain
     from tutelage.flows.stage import Run
 
 REFUSED = 3
@@ -123,6 +124,24 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         ("memory", f"about {made.memory_gib} GiB"),
     ):  # fmt: skip
         typer.echo(f"{name:<18} {value}")
+    if made.bargain:
+        _show_bargain(made.bargain)
+
+
+def _show_bargain(buys: Bargain) -> None:
+    lines = {
+        "guarantee": f"epsilon = {buys.epsilon:g}, delta = {buys.delta:.3g} per {buys.unit}, {buys.adjacency}",
+        "it buys": f"{buys.texts} texts a silo and round, of at most T = {buys.tokens} tokens (rho = {buys.rho:.4g})",
+        "each text": f"B = {buys.batch:g} units behind it (labels equally frequent), clip C = {buys.clip:.3g} logits",
+        "votes": f"noise of {buys.sigma:.1f} units",
+        "label counts": f"noise of {buys.label_counts_sigma:.1f} units",
+        "units used": f"{buys.units_used} in a round, of {buys.units} in the smallest silo",
+        "bottleneck": buys.bottleneck,
+    }
+    unused = {"each text": buys.batch == 0, "votes": buys.sigma == 0, "label counts": buys.label_counts_sigma == 0}
+    for name, value in lines.items():
+        if not unused.get(name):
+            typer.echo(f"{name:<18} {value}")
 
 
 @app.command()

@@ -124,9 +124,9 @@ def methods(report: RoundReport) -> dict[str, str]:
 
 
 def bracket_epsilon(method: str) -> float | None:
-    """ε of a bracket's student (`epsilon_0`, `epsilon_2.5`, `epsilon_inf`); None for another method."""
+    """ε of a bracket's student (`epsilon_0`, `epsilon_2_5`, `epsilon_inf`); None for another method."""
     try:
-        return float(method.removeprefix("epsilon_")) if method.startswith("epsilon_") else None
+        return float(method.removeprefix("epsilon_").replace("_", ".")) if method.startswith("epsilon_") else None
     except ValueError:
         return None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tutelage.configs.models import fetch_mail, load_model, resolve_model
-from tutelage.configs.schema import ClassificationTask, Recipe
+from tutelage.configs.schema import ClassificationTask, FormalPrivacy, PrivatePredictionPrivacy, Recipe
+from tutelage.flows.bargain import Bargain, bargain
 from tutelage.privacy.partition import Partition, partition
-from tutelage.privacy.sources import load_records
+from tutelage.privacy.sources import Loaded, load_records
+from tutelage.privacy.vault import PrivateRecord
 
 # A training step is a forward and a backward pass; measured 2.9 forward passes on two AVX2 cores.
 _TRAIN_FORWARDS = 2.9
@@ -39,6 +42,8 @@ class Plan:
     memory_gib: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    bargain: Bargain | None
+    """What ε buys; None where lessons are screened only."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -62,17 +67,33 @@ def plan(recipe: Recipe) -> Plan:
     labels = len(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else 1
     prompts = recipe.rounds * silos * labels * teach.prompts_per_label
     drafts = prompts * teach.drafts_per_prompt
+    kept = teach.keep_per_prompt
     prompt_tokens = int(prompts * (teach.references_per_prompt * length + 40))
     generated = drafts * teach.max_new_tokens
+    students = 2 if recipe.measure.originals else 1
+    formal = recipe.formal
+    if formal:
+        times = 1 + sum(epsilon > 0 for epsilon in formal.brackets)  # at 0 there is next to nothing to do
+        students += len(formal.brackets)
+        drafts, kept = prompts, 1
+        if isinstance(formal, PrivatePredictionPrivacy):
+            batches = recipe.rounds * silos * teach.prompts_per_label
+            rows = times * batches * (formal.batch_units + labels)
+            prompts = rows
+            prompt_tokens = rows * (formal.reference_tokens + 12)
+            generated = rows * teach.max_new_tokens
+        else:
+            texts = labels * formal.candidates_per_label * (formal.iterations + 1) // 2
+            prompts = times * recipe.rounds * silos * texts
+            prompt_tokens, generated = int(prompts * (length + 40)), prompts * teach.max_new_tokens
     # What rounds have released adds up, so later rounds learn from more.
     lessons = sum(
         min(
             recipe.aggregate.lessons_per_class * labels,
-            round * silos * labels * teach.prompts_per_label * teach.keep_per_prompt,
+            round * silos * labels * teach.prompts_per_label * kept,
         )
         for round in range(1, recipe.rounds + 1)
     )
-    students = 2 if recipe.measure.originals else 1
     row = min(length + 60, recipe.student.max_tokens)
     training = int(lessons * recipe.student.epochs * row * students)
     # zero-shot, few-shot, instruction and the students, each on the test set and a calibration handful
@@ -100,7 +121,13 @@ def plan(recipe: Recipe) -> Plan:
         memory_gib=round(3 * parameters / 2**30 + 1.5 + teach.batch_rows * 0.02, 1),
         prefill_tokens_per_s=prefill,
         decode_tokens_per_s=decode,
+        bargain=bargain(recipe, min(_units(records, loaded, formal) for records in dealt.silos.values())),
     )
+
+
+def _units(records: Sequence[PrivateRecord], loaded: Loaded, formal: FormalPrivacy | None) -> int:
+    owners = formal is not None and formal.unit == "owner"
+    return len({loaded.owner_of[record.id] for record in records}) if owners else len(records)
 
 
 def _mean_tokens(dealt: Partition, tokenizer: Any) -> float:

@@ -310,7 +310,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     )
     student, tokenizer = train.load_student(folder, result.adapter)
     metrics = _comparison(run).measure(
-        f"epsilon_{bracket}",
+        f"epsilon_{bracket.replace('.', '_')}",  # names of metrics are dotted
         student,
         tokenizer,
         instruction=instruction,

@@ -565,7 +565,7 @@ def test_a_bracket_that_is_missing_is_not_measured(bracket: str, what: str, how:
 
 
 def test_more_brackets_stand_in_the_order_of_epsilon() -> None:
-    more = tuple(share_metric(f"accuracy.epsilon_{e}", k, 120, internal=True) for e, k in (("10", 99), ("0.5", 77)))
+    more = tuple(share_metric(f"accuracy.epsilon_{e}", k, 120, internal=True) for e, k in (("10", 99), ("0_5", 77)))
     report = fixture.formal(metrics=(*fixture.formal().metrics, *more))
     page = soup([report])
     labels = page.find("svg", class_="eps").find_all("text", class_="name")
