@@ -30,7 +30,7 @@ from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines import transformers
 from tutelage.teachers.engines.base import Sampling
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder
+from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
 
 WORD = "mail about the meeting on friday and the price of a ticket "
 
@@ -59,16 +59,17 @@ def main() -> None:
     transformers.end_tokens = lambda *_: set()
     ids = engine.tokenizer(WORD * options.prompt_tokens)["input_ids"][: options.prompt_tokens]
     prompt = engine.tokenizer.decode(ids)
-    decoder = PrivateDecoder(engine.model, engine.tokenizer, options.batch_rows, options.prompt_tokens)
-    divisors = [float(options.batch)]
+    half = len(ids) // 2  # as in use: prompts begin alike, and what they begin with is read once
+    head, tail = engine.tokenizer.decode(ids[:half]), engine.tokenizer.decode(ids[half:])
+    decoder = PrivateDecoder(engine.model, engine.tokenizer, options.batch_rows, len(ids) - half)
+    publics = [Public(head, tail, float(options.batch))]
 
     def mechanism(new_tokens: int) -> PrivatePrediction:
         return PrivatePrediction(1 / options.batch, 1.0, 100, new_tokens)
 
     def ours(groups: int, new_tokens: int) -> None:
-        members = (Member(0, prompt),) * options.batch
-        work = [Batch(part, (prompt,), members) for part in range(groups)]
-        decoder.write(work, mechanism(new_tokens), divisors, Internal(), stop="\0", ends=set())
+        work = [Batch(part, (Member(0, tail),) * options.batch) for part in range(groups)]
+        decoder.write(publics, work, mechanism(new_tokens), Internal(), stop="\0", ends=set())
 
     def own(groups: int, new_tokens: int) -> None:
         sampling = Sampling(new_tokens, 1.0, 1.0, 100, stop="\0")
@@ -79,7 +80,7 @@ def main() -> None:
         one, shape = mechanism(new_tokens), (groups, options.batch + 1)
         fed, cache = torch.tensor([ids] * groups * shape[1]), DynamicCache()
         present = torch.ones(groups, options.batch, dtype=torch.bool)
-        by = torch.tensor(divisors).expand(groups)
+        by = torch.full((groups,), float(options.batch))
         with torch.inference_mode():
             for _ in range(new_tokens):
                 logits = engine.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]

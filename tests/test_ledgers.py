@@ -64,6 +64,8 @@ def test_the_same_records_are_the_same_silo_in_any_order_and_by_any_name(tmp_pat
         records(TEXTS[::-1], "other"), unit="record", units=5, delta=1e-6, budget=BUDGET
     )
     assert again.path == first.path
+    tags = first.path.with_suffix(".tags").read_text().split()
+    assert tags == sorted(set(tags)), "their order tells nothing of the records'"
     assert again.terms.silo == again.path.stem
     assert again.reserve(TENTH, 3, run="r").unused == [0, 2]
     spend(again, 9)

@@ -144,6 +144,30 @@ def test_without_clipping_the_candidates_stay_few() -> None:
     assert int(mechanism(sensitivity=math.inf).candidates(public).sum()) < 210
 
 
+@given(SHAPES, SEEDS, st.integers(1, 15))
+def test_without_clipping_the_k_best_of_all_scores_are_drawn_from(
+    shape: tuple[int, int, int], seed: int, k: int
+) -> None:
+    public, private, present = random_scores(shape, seed, torch.float32, spread=2.0)
+    one = mechanism(top_k=k, sensitivity=math.inf)
+    scores, allowed = one.scores(public, private, present, divisors(shape[0], seed)), one.candidates(public)
+    narrowed = one.narrowed(scores, allowed)
+    assert bool((narrowed <= allowed).all())
+    assert narrowed.sum(-1).tolist() == allowed.sum(-1).clamp(max=k).tolist()
+    left_out = scores.masked_fill(~allowed | narrowed, -math.inf).amax(-1)
+    assert bool((scores.masked_fill(~narrowed, math.inf).amin(-1) > left_out).all())
+
+
+@given(SHAPES, SEEDS, st.floats(0, 1e6))
+def test_under_a_guarantee_scores_do_not_say_what_may_be_drawn(
+    shape: tuple[int, int, int], seed: int, sensitivity: float
+) -> None:
+    public, private, present = random_scores(shape, seed, torch.float32, spread=2.0)
+    one = mechanism(top_k=1, sensitivity=sensitivity)
+    allowed = one.candidates(public)
+    assert torch.equal(one.narrowed(one.scores(public, private, present, every(shape[0])), allowed), allowed)
+
+
 # ---- what it costs --------------------------------------------------------------------------------------------------
 
 

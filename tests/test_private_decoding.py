@@ -19,7 +19,7 @@ from tutelage.privacy.ledger import Internal, Ledger, Terms
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines import private as module
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder
+from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
 
 MAILS = [
     "the meeting is moved to friday",
@@ -43,14 +43,17 @@ def mechanism(**changes: Any) -> PrivatePrediction:
     return PrivatePrediction(**({"sensitivity": 0.5, "temperature": 1.0, "top_k": 6, "max_tokens": 9} | changes))
 
 
+def publics(texts: int = 2) -> list[Public]:
+    heads = ("A mail.\n### ham e-mail", "### spam e-mail", "### news")[:texts]
+    return [Public(head, "\n", divisor) for head, divisor in zip(heads, DIVISORS, strict=False)]
+
+
 def batches(count: int, places: int = 3, texts: int = 2) -> list[Batch]:
-    public = tuple(f"### {label} e-mail\n" for label in ("ham", "spam", "news")[:texts])
     return [
         Batch(
             b,
-            public,
             tuple(
-                None if (b + m) % 4 == 3 else Member((b + m) % texts, f"{MAILS[(b * 3 + m) % 6]}\n{public[m % texts]}")
+                None if (b + m) % 4 == 3 else Member((b + m) % texts, f"\n{MAILS[(b * 3 + m) % 6]}\n### e-mail\n")
                 for m in range(places)
             ),
         )
@@ -59,11 +62,18 @@ def batches(count: int, places: int = 3, texts: int = 2) -> list[Batch]:
 
 
 def write(
-    loaded: tuple[Any, Any], work: Sequence[Batch], one: PrivatePrediction, batch_rows: int = 64, **changes: Any
+    loaded: tuple[Any, Any],
+    work: Sequence[Batch],
+    one: PrivatePrediction,
+    batch_rows: int = 64,
+    *,
+    texts: int | Sequence[Public] = 2,
+    tail_tokens: int = 70,
+    **changes: Any,
 ) -> list[list[Generation]]:
-    divisors = DIVISORS[: len(work[0].public)]
-    options: dict[str, Any] = {"divisors": divisors, "allowance": Internal(), "stop": STOP, "ends": set()} | changes
-    return PrivateDecoder(*loaded, batch_rows, 40).write(work, one, **options)
+    options: dict[str, Any] = {"allowance": Internal(), "stop": STOP, "ends": set()} | changes
+    asked = publics(texts) if isinstance(texts, int) else texts
+    return PrivateDecoder(*loaded, batch_rows, tail_tokens).write(asked, work, one, **options)
 
 
 def shown(found: list[list[Generation]]) -> list[list[tuple[str, bool]]]:
@@ -75,21 +85,34 @@ def greedy(self: PrivatePrediction, scores: torch.Tensor, allowed: torch.Tensor)
     return best
 
 
-def plainly(model: Any, tokenizer: Any, batch: Batch, one: PrivatePrediction, ends: set[int]) -> list[list[int]]:
+def plainly(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Public],
+    batch: Batch,
+    one: PrivatePrediction,
+    ends: set[int],
+    tail_tokens: int = 70,
+) -> list[list[int]]:
     """One text at a time, one prompt at a time, nothing cached."""
+
+    def ids(text: str) -> list[int]:
+        encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encoded
+
     written = []
-    for at, public in enumerate(batch.public):
-        behind = [member.prompt for member in batch.members if member and member.text == at]
+    for at, public in enumerate(asked):
+        behind = [member.tail for member in batch.members if member and member.text == at]
         tokens: list[int] = []
         for _ in range(one.max_tokens):
             rows = [
-                model(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"] + tokens])).logits[0, -1]
-                for text in (public, *behind)
+                model(torch.tensor([ids(public.head) + ids(tail)[-tail_tokens:] + tokens])).logits[0, -1]
+                for tail in (public.tail, *behind)
             ]
             allowed = one.candidates(rows[0][None])
             private = torch.stack(rows[1:]) if behind else torch.zeros(1, len(rows[0]))
             present = torch.full((1, max(1, len(behind))), bool(behind))
-            by = torch.tensor(DIVISORS[at : at + 1])
+            by = torch.tensor([public.divisor])
             [token] = greedy(one, one.scores(rows[0][None], private[None], present, by), allowed)
             if token in ends:
                 break
@@ -107,15 +130,16 @@ def test_the_same_texts_as_one_prompt_at_a_time(
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
     one, work = mechanism(), batches(count, texts=texts)
     with torch.inference_mode():
-        first, last = (plainly(model, tokenizer, work[at], one, set()) for at in (0, -1))
+        first, last = (plainly(model, tokenizer, publics(texts), work[at], one, set()) for at in (0, -1))
         ends = {first[0][4], last[-1][2]}  # tokens that do come, so that texts end at different steps
-        expected = [plainly(model, tokenizer, batch, one, ends) for batch in work]
+        expected = [plainly(model, tokenizer, publics(texts), batch, one, ends) for batch in work]
     told: dict[int, list[Generation]] = {}
     found = write(
         loaded,
         work,
         one,
         batch_rows,
+        texts=texts,
         ends=ends,
         on_written=lambda part, row: told.update({part: [*told.get(part, []), *row]}),
     )
@@ -126,21 +150,69 @@ def test_the_same_texts_as_one_prompt_at_a_time(
     assert shown([told[batch.part] for batch in work]) == shown(found), "each told of once, as it was written"
 
 
-@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+def test_a_long_tail_keeps_its_end(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a width that is none too large for the longest gives what any larger one does."""
+    monkeypatch.setattr(PrivatePrediction, "draw", greedy)
+    one, work, found = mechanism(sensitivity=5.0), batches(4), {}
+    for width in (9, 70, 90):
+        found[width] = shown(write(loaded, work, one, tail_tokens=width))
+        with torch.inference_mode():
+            expected = [plainly(*loaded, publics(), batch, one, set(), width) for batch in work]
+        assert [[text for text, _ in row] for row in found[width]] == [
+            [loaded[1].decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
+        ]
+    assert found[9] != found[70] == found[90]
+
+
+@pytest.mark.parametrize("sensitivity", [5.0, math.inf])
+def test_however_many_tokens_may_be_drawn_scores_are_the_same(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sensitivity: float
+) -> None:
+    """Scored on a few tokens, or as a part of all of them: unclipped there are too many to pick."""
+    model, tokenizer = loaded
+    monkeypatch.setattr(PrivatePrediction, "draw", greedy)
+    one, work = mechanism(sensitivity=sensitivity), batches(5)
+    with torch.inference_mode():
+        expected = [plainly(model, tokenizer, publics(), batch, one, set()) for batch in work]
+    for few in (0.0, module._FEW, 10.0):
+        monkeypatch.setattr(module, "_FEW", few)
+        assert [[text.text for text in row] for row in write(loaded, work, one)] == [
+            [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
+        ]
+
+
+def test_unclipped_the_k_best_of_what_records_say_are_drawn_from(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And clipped all that public scores allow, whatever records say."""
+    counts: list[int] = []
+
+    def count(one: PrivatePrediction, scores: torch.Tensor, allowed: torch.Tensor) -> list[int]:
+        counts.extend(allowed.sum(-1).tolist())
+        return greedy(one, scores, allowed)
+
+    monkeypatch.setattr(PrivatePrediction, "draw", count)
+    write(loaded, batches(2), mechanism(sensitivity=math.inf))
+    assert counts == [6] * 36
+    write(loaded, batches(2), mechanism(sensitivity=5.0))
+    assert max(counts[36:]) > 6
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, 0.5, math.inf])
 @pytest.mark.parametrize("batch_rows", [1, 5])
 def test_batches_without_places_are_written_from_public_prompts_alone(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, sensitivity: float, batch_rows: int
 ) -> None:
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
     one = mechanism(sensitivity=sensitivity)
-    work = [Batch(part, (f"### {MAILS[part]}\n", "### spam e-mail\n"), ()) for part in range(3)]
+    work = [Batch(part, ()) for part in range(3)]
     with torch.inference_mode():
-        expected = [plainly(*loaded, batch, one, set()) for batch in work]
-    found = write(loaded, work, one, batch_rows)
+        expected = [plainly(*loaded, publics(3), batch, one, set()) for batch in work]
+    found = write(loaded, work, one, batch_rows, texts=3)
     assert [[text.text for text in row] for row in found] == [
         [loaded[1].decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
     ]
-    assert len({row[0].text for row in found}) > 1, "the prompts are read"
+    assert len({text.text for text in found[0]}) > 1, "the prompts are read"
 
 
 def test_at_nothing_to_spend_records_count_for_nothing(
@@ -148,7 +220,7 @@ def test_at_nothing_to_spend_records_count_for_nothing(
 ) -> None:
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
     work = batches(3)
-    bare = [Batch(batch.part, batch.public, ()) for batch in work]
+    bare = [Batch(batch.part, ()) for batch in work]
     nothing, something = mechanism(sensitivity=0.0), mechanism(sensitivity=5.0)
     assert shown(write(loaded, work, nothing)) == shown(write(loaded, bare, nothing))
     assert shown(write(loaded, work, something)) != shown(write(loaded, bare, something))
@@ -156,9 +228,9 @@ def test_at_nothing_to_spend_records_count_for_nothing(
 
 def test_a_stop_string_ends_a_text(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrivatePrediction, "draw", greedy)
-    [[whole]] = write(loaded, batches(1, texts=1), mechanism())
+    [[whole]] = write(loaded, batches(1, texts=1), mechanism(), texts=1)
     stop = whole.text[3:5]
-    [[cut]] = write(loaded, batches(1, texts=1), mechanism(), stop=stop)
+    [[cut]] = write(loaded, batches(1, texts=1), mechanism(), texts=1, stop=stop)
     assert (cut.text, cut.finished, whole.finished) == (whole.text.partition(stop)[0], True, False)
 
 
@@ -195,7 +267,7 @@ def test_a_record_replaced_by_null_moves_its_own_texts_scores_and_by_no_more_tha
     work = batches(3, places=3)
     member = work[1].members[place]
     assert member is not None
-    neighbour = Batch(1, work[1].public, (*work[1].members[:place], None, *work[1].members[place + 1 :]))
+    neighbour = Batch(1, (*work[1].members[:place], None, *work[1].members[place + 1 :]))
     one = mechanism(sensitivity=1.5)
     runs = []
     for middle in (work[1], neighbour):
@@ -228,15 +300,15 @@ def test_observed_odds_of_neighbours_stay_within_the_guarantee(loaded: tuple[Any
     count = 3000
 
     def frequencies(members: Sequence[Member | None], one: PrivatePrediction) -> dict[str, int]:
-        work = [Batch(part, ("### spam e-mail\n",), tuple(members)) for part in range(count)]
+        work = [Batch(part, tuple(members)) for part in range(count)]
         found: dict[str, int] = {}
-        for [text] in write(loaded, work, one, 4096, divisors=[1.0]):
+        for [text] in write(loaded, work, one, 4096, texts=[Public("### spam e-mail", "\n", 1.0)], tail_tokens=16):
             found[text.text] = found.get(text.text, 0) + 1
         return found
 
     def worst(one: PrivatePrediction) -> float:
         """The largest log-ratio that chance cannot explain: lower confidence bounds, for outcomes seen often."""
-        here, there = (frequencies(members, one) for members in ([Member(0, MAILS[4])], [None]))
+        here, there = (frequencies(members, one) for members in ([Member(0, f"\n{MAILS[4]}\n")], [None]))
         ratios = [0.0]
         for a, b in ((here, there), (there, here)):
             for text, n in a.items():
@@ -289,7 +361,7 @@ def test_a_part_is_claimed_just_before_its_prompts_are_read(
 ) -> None:
     """And no earlier: of what waits for a place nothing is used up."""
     watched, one = Watched(monkeypatch), mechanism()
-    work = [Batch(10 + batch.part, batch.public, batch.members) for batch in batches(7)]
+    work = [Batch(10 + batch.part, batch.members) for batch in batches(7)]
     write(loaded, work, one, 11, allowance=watched, on_written=watched.written)  # two batches at a time
     assert watched.of("claimed") == watched.of("read") == sorted(watched.of("written")) == [*range(10, 17)]
     assert watched.cost == [one.event()] * len(watched.cost)
@@ -321,7 +393,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def test_a_part_is_written_from_once(loaded: tuple[Any, Any], ledger: Ledger) -> None:
     one, work = mechanism(), batches(4)
     reserved = ledger.reserve(one.event(), 4, run="r")
-    assert PrivateDecoder(*loaded, 64, 40).write([], one, DIVISORS[:2], reserved, stop=STOP) == []
+    assert write(loaded, [], one, allowance=reserved) == []
     assert reserved.unused == [0, 1, 2, 3]
     write(loaded, work[1:3], one, allowance=reserved)
     assert reserved.unused == [0, 3]
@@ -330,7 +402,7 @@ def test_a_part_is_written_from_once(loaded: tuple[Any, Any], ledger: Ledger) ->
             write(loaded, again, one, allowance=ledger.reserve(one.event(), 4, run="r"))
     assert reserved.unused == [0, 3]
     with pytest.raises(PrivacyError, match="no such part"):
-        write(loaded, [Batch(4, work[0].public, work[0].members)], one, allowance=reserved)
+        write(loaded, [Batch(4, work[0].members)], one, allowance=reserved)
     with pytest.raises(PrivacyError, match="once"):  # one at a time: the second is refused, the first was written
         write(loaded, [work[0], work[0]], one, 1, allowance=reserved)
     write(loaded, work[3:], one, allowance=reserved)
@@ -377,16 +449,12 @@ def test_a_reservation_must_cover_the_texts(
 def test_batches_of_two_shapes_or_too_long(loaded: tuple[Any, Any], ledger: Ledger) -> None:
     one = mechanism()
     reserved = ledger.reserve(one.event(), 2, run="r")
-    for work, divisors in (
-        ([*batches(1), *batches(1, places=4)], DIVISORS[:2]),
-        ([*batches(1), *batches(1, texts=1)], DIVISORS[:2]),
-        (batches(2), DIVISORS[:1]),
-        (batches(2), DIVISORS),
-    ):
-        with pytest.raises(ValueError, match="as many places"):
-            write(loaded, work, one, divisors=divisors, allowance=reserved)
-    with pytest.raises(UserError, match="attends to 2048"):
-        PrivateDecoder(*loaded, 64, 2040).write(batches(2), one, DIVISORS[:2], reserved, stop=STOP, ends=set())
+    with pytest.raises(ValueError, match="as many places"):
+        write(loaded, [*batches(1), *batches(1, places=4)], one, allowance=reserved)
+    long = Public("word " * 2040, "\n", 1.0)
+    for changes in ({"tail_tokens": 2040}, {"texts": [long, long]}):
+        with pytest.raises(UserError, match="attends to 2048"):
+            write(loaded, batches(2), one, allowance=reserved, **changes)
     assert reserved.unused == [0, 1], "nothing was read and nothing used up"
 
 
