@@ -109,17 +109,18 @@ def families(report: RoundReport) -> list[str]:
 
 
 def methods(report: RoundReport) -> dict[str, str]:
-    """The methods to show, measured or not: key -> title. The brackets of ε only in a run that has any, by ε."""
+    """The methods to show, measured or not: key -> title. Of the brackets of ε those that the report has, by ε."""
     present = {metric.name.split(".")[1] for metric in report.metrics if "." in metric.name}
-    brackets = {key for key in present if bracket_epsilon(key) is not None}
-    if not brackets:
-        return {key: title for key, title in METHODS.items() if key not in BRACKETS}
-    other = sorted(brackets - METHODS.keys(), key=lambda key: bracket_epsilon(key) or 0)
+    other = sorted(
+        (key for key in present - METHODS.keys() if bracket_epsilon(key) is not None),
+        key=lambda key: bracket_epsilon(key) or 0,
+    )
     shown: dict[str, str] = {}
     for key, title in METHODS.items():
         if key == "epsilon_inf":
             shown |= {one: method_title(one) for one in other}
-        shown[key] = title
+        if key in present or key not in BRACKETS:
+            shown[key] = title
     return shown
 
 

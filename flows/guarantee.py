@@ -13,7 +13,6 @@ from typing import Any
 
 from tutelage.configs.records import Certificate, RoundReport
 from tutelage.flows.figures import (
-    BRACKETS,
     FAMILIES,
     NOT_MEASURED,
     Figure,
@@ -204,8 +203,8 @@ class Utility:
     originals: Figure
     scale: list[float]
     """Round numbers that the chart reaches from and to."""
-    sentences: tuple[str, str]
-    """The gain over ε = 0 and the loss against ε = ∞, in words."""
+    sentences: tuple[str, ...]
+    """The gain over ε = 0 and the loss against ε = ∞, in words, where the report has those."""
 
     @property
     def in_words(self) -> str:
@@ -227,26 +226,27 @@ def utility(report: RoundReport) -> Utility | None:
         student,
         asked=True,
     )
-    placed = [(0.0, Point("ε = 0", "public only", public)), (asked, own)]
-    placed.append((math.inf, Point("ε = ∞", "never released", unprotected)))
+    placed = [(asked, own)]
     for name in methods(report):
         epsilon = bracket_epsilon(name)
-        if epsilon is not None and name not in BRACKETS:
+        if epsilon is not None:
             shown = figure(report, f"{family}.{name}")
-            placed.append((epsilon, Point(f"ε = {epsilon:g}", "never released", shown)))
+            title = f"ε = {epsilon:g}".replace("inf", "∞")
+            placed.append((epsilon, Point(title, "never released" if epsilon else "public only", shown)))
     placed.sort(key=lambda pair: pair[0])
     figures = [*(point.figure for _, point in placed), zero_shot, originals]
     ends = [end for one in figures for end in (one.low, one.high) if end is not None]
+    sentences = {
+        "epsilon_0": _difference(student, public, "Over ε = 0", "gain", "loss"),
+        "epsilon_inf": _difference(unprotected, student, "Against ε = ∞", "loss", "gain"),
+    }
     return Utility(
         family=family,
         points=tuple(point for _, point in placed),
         zero_shot=zero_shot,
         originals=originals,
         scale=ticks(max(0.0, min(ends)), min(1.0, max(ends))),
-        sentences=(
-            _difference(student, public, "Over ε = 0", "gain", "loss"),
-            _difference(unprotected, student, "Against ε = ∞", "loss", "gain"),
-        ),
+        sentences=tuple(sentence for name, sentence in sentences.items() if name in methods(report)),
     )
 
 

@@ -55,3 +55,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def mails(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """360 real mails as JSONL, 100 of them with a unique private string; and the strings."""
+    from small_run import plant_strings
+
+    return plant_strings(mail_package, tmp_path_factory.mktemp("mails"))

@@ -18,7 +18,7 @@ _SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "pres
 
 
 def start(teacher: str, *arguments: str, output: Path) -> BaseProcess:
-    """Start `tutelage ARGUMENTS` with an `honest` or a `copying` teacher; what it prints goes into a file."""
+    """Start `tutelage ARGUMENTS` with an `honest`, a `copying` or its `own` teacher; it prints into a file."""
     output.touch()
     process = _SERVER.Process(target=_run, args=(teacher, arguments, output))
     process.start()
@@ -57,7 +57,8 @@ def _run(teacher: str, arguments: tuple[str, ...], output: Path) -> None:
     with output.open("ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    double = HonestTeacher() if teacher == "honest" else CopyingTeacher()
-    stages._engine = lambda *_: double
+    if teacher != "own":
+        double = HonestTeacher() if teacher == "honest" else CopyingTeacher()
+        stages._engine = lambda *_: double
     sys.argv = ["tutelage", *arguments]
     cli.main()

@@ -9,107 +9,21 @@ from __future__ import annotations
 import json
 import random
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 from conftest import PREFECT_HOME
 from doubles import CopyingTeacher, HonestTeacher
 from drive import drive, printed, start
+from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.flows import layout, stages
-from tutelage.flows.cli import main
 from tutelage.flows.stage import create_run, open_run, release_digests
-from tutelage.privacy.mail import load_mails
 from tutelage.privacy.release import LessonSet
-
-PLANTED = 100
-
-
-@pytest.fixture(scope="session")
-def mails(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """360 real mails as JSONL, 100 of them with a unique private string; and the strings."""
-    draw = random.Random(5)
-    records = load_mails(mail_package, 240)
-    draw.shuffle(records)
-    chosen = [
-        record for label in ("spam", "ham") for record in [r for r in records if r.completion == label][: PLANTED + 80]
-    ]
-    draw.shuffle(chosen)
-    secrets = [f"zq{draw.getrandbits(60):015x}" for _ in range(PLANTED)]
-    path = tmp_path_factory.mktemp("mails") / "mails.jsonl"
-    with path.open("w") as stream:
-        for i, record in enumerate(chosen):
-            secret = f" My reference is {secrets[i]}." if i < PLANTED else ""
-            stream.write(json.dumps({"text": record.text[:150] + secret, "label": record.completion}) + "\n")
-    return path, secrets
-
-
-def recipe_for(path: Path, model: Path, **changes: Any) -> dict[str, Any]:
-    """A recipe that takes seconds."""
-    data: dict[str, Any] = {
-        "name": "small",
-        "task": {
-            "kind": "classification",
-            "description": "Decide whether an e-mail is spam or ham.",
-            "text_noun": "e-mail",
-            "labels": {"spam": "unsolicited bulk mail", "ham": "a wanted e-mail"},
-        },
-        "data": {
-            "records": {"source": "files", "path": str(path)},
-            "silos": 2,
-            "test_records": 20,
-            "nonmember_records": 10,
-            "max_chars": 240,
-        },
-        "teach": {
-            "model": str(model),
-            "prompts_per_label": 4,
-            "references_per_prompt": 2,
-            "drafts_per_prompt": 3,
-            "keep_per_prompt": 2,
-        },
-        "aggregate": {"lessons_per_class": 6},
-        "student": {"base": str(model), "rank": 2, "alpha": 4, "epochs": 2, "batch_rows": 4, "max_tokens": 768},
-        "measure": {"few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2},
-        "attack": {"canaries": 8, "canary_copies": 2, "canary_candidates": 8},
-        "gate": {
-            "rules": [
-                {"metric": "overlap.longest_run_max", "op": "<=", "value": 12},
-                {"metric": "overlap.near_duplicate_share", "op": "<=", "value": 0},
-                {"metric": "lessons.canary_verbatim", "op": "<=", "value": 0},
-            ]
-        },
-    }
-    for section, values in changes.items():
-        data[section] = {**data[section], **values} if isinstance(values, dict) else values
-    return data
-
-
-def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command line in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="session")
@@ -148,20 +62,6 @@ def test_no_planted_string_leaves_the_vault(honest_run: tuple[Path, int, str], m
     nothing_escaped(root, mails[1])
     assert not [i for i, secret in enumerate(mails[1]) if secret in said]
     assert (root / "vault").stat().st_mode & 0o777 == 0o700
-
-
-def nothing_escaped(root: Path, planted: list[str]) -> None:
-    """No planted string stands in any file beside the vault, nor in Prefect's folder."""
-    secrets = [secret.encode() for secret in planted]
-    vault = b"".join(path.read_bytes() for path in files_below(root / "vault"))
-    assert sum(secret in vault for secret in secrets) > 60, "the strings must be in the vault for this to mean anything"
-    outside = [path for path in files_below(root.parent) if (root / "vault") not in path.parents]
-    searched = [*outside, *files_below(PREFECT_HOME)]
-    assert any(path.suffix == ".db" for path in searched)
-    for path in searched:
-        content = path.read_bytes()
-        found = [i for i, secret in enumerate(secrets) if secret in content]
-        assert not found, f"{path} holds planted strings {found}"
 
 
 @pytest.mark.slow

@@ -99,6 +99,14 @@ def test_the_shares_of_a_budget_all_fit_and_nothing_beside_them(
         ledger.reserve(dp.ZCDpEvent(rho * 1e-6), i=len(weights))
 
 
+@pytest.mark.parametrize(("short", "granted"), [(1e-12, 3), (1e-6, 2)])
+def test_rounding_takes_nothing_away_and_gives_next_to_nothing(tmp_path: Path, short: float, granted: int) -> None:
+    ledger = begin(tmp_path, Terms("s", "record", 100, 1e-6, accounting.epsilon([TENTH] * 3, 1e-6) * (1 - short)))
+    with pytest.raises(BudgetError):
+        spend(ledger, 4)
+    assert len(ledger.entries()) == 1 + granted
+
+
 @pytest.mark.parametrize("event", [dp.NonPrivateDpEvent(), dp.SelfComposedDpEvent(dp.NonPrivateDpEvent(), 2)])
 def test_what_is_not_private_never_fits(tmp_path: Path, event: Any) -> None:
     with pytest.raises(BudgetError, match="inf"):

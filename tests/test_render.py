@@ -546,13 +546,12 @@ def test_no_utility_chart_without_certificates_or_brackets() -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["absent", "nan"])
 @pytest.mark.parametrize(
     ("bracket", "what"), [("epsilon_0", "Over ε = 0 the gain"), ("epsilon_inf", "Against ε = ∞ the loss")]
 )
-def test_a_bracket_that_is_missing_is_not_measured(bracket: str, what: str, how: str) -> None:
+def test_a_bracket_that_is_nan_is_not_measured(bracket: str, what: str) -> None:
     kept = [metric for metric in fixture.formal().metrics if f".{bracket}" not in metric.name]
-    lost = [missing_metric(f"accuracy.{bracket}")] if how == "nan" else []
+    lost = [missing_metric(f"accuracy.{bracket}")]
     page = soup([fixture.formal(metrics=(*kept, *lost))])
     row = next(row for row in page.find("caption", string="Scores by method").parent.tbody.find_all("tr")
                if words(row.th).startswith(METHODS[bracket]))  # fmt: skip
@@ -562,6 +561,15 @@ def test_a_bracket_that_is_missing_is_not_measured(bracket: str, what: str, how:
     assert [text.get_text() for text in drawing.find_all("text", class_="missing")] == ["not measured"]
     assert f"{what} was not measured." in words(page)
     assert "nan" not in words(page).lower().split()
+
+
+def test_a_bracket_that_was_withheld_is_not_shown() -> None:
+    kept = tuple(metric for metric in fixture.formal().metrics if ".epsilon_inf" not in metric.name)
+    page = soup([fixture.formal(metrics=kept)])
+    assert "ε = ∞ (never released)" not in words(page)
+    assert "Against ε = ∞" not in words(page)
+    labels = page.find("svg", class_="eps").find_all("text", class_="name")
+    assert [label.get_text() for label in labels] == ["ε = 0", "ε = 4"]
 
 
 def test_more_brackets_stand_in_the_order_of_epsilon() -> None:
@@ -612,7 +620,7 @@ def test_reference_lines_only_where_measured() -> None:
             "nothing says how much of that is chance.",
         ),
         (
-            share_metric("accuracy.epsilon_0", 80, 100), None, None,
+            share_metric("accuracy.epsilon_0", 80, 100), None, missing_metric("accuracy.epsilon_inf"),
             "Over ε = 0 the gain was not measured.", "Against ε = ∞ the loss was not measured.",
         ),
         (
