@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import ClassificationTask, Recipe
+from tutelage.configs.schema import ClassificationTask, PrivatePredictionPrivacy, Recipe
 from tutelage.privacy import accounting
 
 _ROUNDING = 1 - 1e-6
@@ -22,7 +22,7 @@ class Allocation:
 
     delta: float
     label_counts: float
-    """Once in a run; 0 where they are public or there are no labels."""
+    """Once in a run; 0 where they are public, or nothing asks for them."""
     vote: float
     """In every round; 0 where lessons are not voted on."""
     teach: float
@@ -44,7 +44,8 @@ class Allocation:
         assert privacy is not None
         delta = delta_for(recipe, units)
         rest = accounting.max_rho(privacy.epsilon if epsilon is None else epsilon, delta) * _ROUNDING
-        counted = isinstance(recipe.task, ClassificationTask) and privacy.label_counts == "noised"
+        labelled = isinstance(recipe.task, ClassificationTask) and isinstance(privacy, PrivatePredictionPrivacy)
+        counted = labelled and privacy.label_counts == "noised"
         counts_share = privacy.label_counts_share if counted else 0.0
         vote_share = privacy.vote_share if recipe.aggregate.method == "vote" else 0.0
         a_round = (1 - counts_share) * rest / recipe.rounds
