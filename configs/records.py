@@ -125,6 +125,7 @@ class SiloCounts(Frozen):
 
     silo: str
     records: int
+    """Owners, where they are what a formal mechanism protects."""
     prompts: int
     drafts: int
     malformed: int

@@ -110,11 +110,12 @@ class RunDir:
         self.stages = root / "stages"
 
     def create(self) -> None:
-        """Make the folders; the vault is closed to everybody but its owner."""
+        """Make the folders; all but release/ is closed to everybody but its owner."""
         for folder in (self.root, self.release, self.stages):
             folder.mkdir(parents=True, exist_ok=True)
         self.vault.mkdir(exist_ok=True)
-        self.vault.chmod(0o700)
+        for closed in (self.vault, self.stages):  # manifests hold internal figures, and digests of private files
+            closed.chmod(0o700)
 
     def silo(self, silo: str) -> Path:
         """A silo's private folder."""

@@ -45,7 +45,7 @@ _QUIET = {
 
 app = typer.Typer(
     name="tutelage",
-    help="Teacher-student social learning on private text: silos teach, only screened lessons leave.",
+    help="Teacher-student social learning on private text: silos teach, only signed lessons leave.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -302,9 +302,7 @@ def _show(run: Run) -> None:
 
     reports = layout.reports(run)
     page = write_atomic(run.dir.vault / "report.html", render_html(reports, _timings(run)))
-    public = write_atomic(
-        run.dir.release / "report.html", render_html([public_report(one) for one in reports], _timings(run))
-    )
+    public = write_atomic(run.dir.release / "report.html", render_html([public_report(one) for one in reports], {}))
     print_summary(reports, page, Console())
     typer.echo(f"To pass on, without the figures marked internal: {public}")
 

@@ -75,7 +75,7 @@ class Silo:
         reservation = self.ledger.reserve(_event(rho), parts, mechanism=self.privacy.mechanism, **purpose)
         return reservation, reservation.unused
 
-    def label_shares(self, round: int) -> dict[str, float]:
+    def label_shares(self) -> dict[str, float]:
         """Label -> share of the silo's units: noised once in a run, or public. Empty: nothing is known."""
         task = self.recipe.task
         if not isinstance(task, ClassificationTask) or self.bracket == "0":
@@ -90,7 +90,7 @@ class Silo:
             return {}
         else:
             histogram = NoisyHistogram.calibrated(self.allocation.label_counts)
-            allowance, left = self.allow("label_counts", self.allocation.label_counts, round)
+            allowance, left = self.allow("label_counts", self.allocation.label_counts, 1)  # once, whatever the round
             if not left:
                 return {}  # spent by a process that was killed before it could write them down
             choices = [labels.index(unit.one().completion) for unit in self.units]
@@ -115,7 +115,7 @@ def _predict(
     silo: Silo, privacy: PrivatePredictionPrivacy, engine: TransformersEngine, round: int
 ) -> tuple[list[Draft], Facts]:
     run, teach, name = silo.run, silo.recipe.teach, silo.name
-    shares = silo.label_shares(round)
+    shares = silo.label_shares()
     path = layout.deal_path(run, round, name)
     if not path.exists():  # the brackets take the same deal
         private.Deal.draw(silo.units, teach.prompts_per_label, privacy.batch_units, privacy.instruction_units).save(
@@ -215,12 +215,15 @@ def _evolve(
 def vote(run: Run, round: int, name: str) -> Facts:
     """A silo's noised votes for the released lessons: lesson id -> votes, some of them negative."""
     silo = Silo(run, name)
+    if not silo.allocation.vote:
+        return {"votes": {}}
+    allowance, left = silo.allow("vote", silo.allocation.vote, round)
+    if not left:
+        return {"votes": {}}  # spent by a process that was killed before it could write them down
     units = [unit.one() for unit in silo.units]
     lessons = layout.all_lessons(run, round)
     ids, choices = aggregation.choices(units, _unit_embeddings(silo, units), lessons, run.recipe.task)
-    allowance, left = silo.allow("vote", silo.allocation.vote, round) if silo.allocation.vote else (Internal(), [])
-    counts = _count(choices, len(ids), silo.allocation.vote, allowance) if left else []
-    return {"votes": dict(zip(ids, counts, strict=False))}
+    return {"votes": dict(zip(ids, _count(choices, len(ids), silo.allocation.vote, allowance), strict=True))}
 
 
 def certify(run: Run, round: int, name: str) -> Certificate:

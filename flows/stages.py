@@ -62,15 +62,17 @@ def prepare(run: Run) -> Done:
     """Deal the records out to silos, test set and non-members; plant the canaries; make the silos' keys.
 
     This one stage stands for what happens before a federation begins: in production every silo has its own
-    records already. Nothing after it reads two silos' records together.
+    records already. After it nothing but the student on originals, which is for comparison, reads two silos' records.
     """
     recipe = run.recipe
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
-    silos, planted = canaries.plant(dealt.silos, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
+    # Canaries are put into records of no silo, which are then no controls for the attacks.
+    carriers, nonmembers = dealt.nonmembers[: recipe.attack.canaries], dealt.nonmembers[recipe.attack.canaries :]
+    silos, planted = canaries.plant(dealt.silos, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     files = [
         write_records(layout.evaluation_path(run, "test"), dealt.test),
-        write_records(layout.evaluation_path(run, "nonmembers"), dealt.nonmembers),
+        write_records(layout.evaluation_path(run, "nonmembers"), nonmembers),
         canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
     ]
     keys = {}
@@ -87,7 +89,7 @@ def prepare(run: Run) -> Done:
     facts = {
         "records": {name: len(records) for name, records in silos.items()},
         "test": len(dealt.test),
-        "nonmembers": len(dealt.nonmembers),
+        "nonmembers": len(nonmembers),
         "near_duplicates_unused": dealt.twins_unused,
         "brackets": _brackets(recipe),
         "rounds": recipe.rounds,
@@ -380,6 +382,7 @@ def judge_round(run: Run, round: int) -> Done:
         run.facts("prepare")["records"],
     )
     certificates = _certificates(run, round)
+    certified = {one.silo: one for one in certificates}
     if certificates:
         claimed = max(one.epsilon for one in certificates)
         interval = "none: an upper bound"
@@ -403,7 +406,7 @@ def judge_round(run: Run, round: int) -> Done:
         protection=PROTECTION if not certificates else FORMAL_PROTECTION,
         certificates=certificates,
         instruction=layout.instruction(run, round),
-        silos=tuple(_silo_counts(run, round, silo, records[silo]) for silo in run.silos),
+        silos=tuple(_silo_counts(run, round, silo, records[silo], certified.get(silo)) for silo in run.silos),
         lessons_per_class=aggregated["per_class"],
         topics_next=run.facts(at + "measure")["topics"],
         metrics=tuple(metrics),
@@ -514,11 +517,12 @@ def _next_topics(run: Run, round: int, student: Any, tokenizer: Any, instruction
     return curriculum.next_topics(recall)
 
 
-def _silo_counts(run: Run, round: int, silo: str, records: int) -> SiloCounts:
+def _silo_counts(run: Run, round: int, silo: str, records: int, certificate: Certificate | None) -> SiloCounts:
     taught, screened = run.facts(f"round-{round}/teach-{silo}"), run.facts(f"round-{round}/screen-{silo}")
     return SiloCounts(
         silo=silo,
-        records=records,
+        # under owners the number of records is a secret, and that of owners is not
+        records=certificate.units if certificate else records,
         prompts=taught["prompts"],
         drafts=taught["sampled"],
         malformed=taught["malformed"],

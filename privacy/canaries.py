@@ -1,7 +1,7 @@
 """Canaries: texts like the silos' own, each with a random secret, planted by independent coins.
 
-A canary is a copy of one of the silo's records with one short sentence put in, e.g. `The amber lantern is kept in the
-cellar beside nine kettles.` Which of several equally likely sentences it was is the secret. If nothing of the canary
+A canary is a record that no silo holds, with one short sentence put in, e.g. `The amber lantern is kept in the cellar
+beside nine kettles.` Which of several equally likely sentences it was is the secret. If nothing of the canary
 reaches what is released, the true sentence is no likelier there than its alternatives, and its rank among them is
 exactly uniform: `attacks/exposure.py` measures the departure from that.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 import re
 import secrets
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -147,6 +146,7 @@ class Canary:
 
 def plant(
     silos: dict[str, list[PrivateRecord]],
+    carriers: Sequence[PrivateRecord],
     config: AttackConfig,
     task: Task,
     rng: random.Random | None = None,
@@ -161,6 +161,8 @@ def plant(
 
     Args:
         silos: Each silo's records; left unchanged.
+        carriers: Records of no silo, to put secrets into. A silo's own would be there once more with every copy, and
+            what is measured on them would be a figure about private text.
         config: How many canaries, copies and candidates.
         task: Decides which half of a record carries the secret.
         rng: Source of coins, secrets, carriers and positions; None: the operating system's randomness. A seeded one
@@ -171,7 +173,7 @@ def plant(
         The silos with `canary_copies` copies of every member at random places, under fresh ids, and all canaries.
 
     Raises:
-        UserError: there is no silo, a silo is empty, `max_chars` leaves no room, or too many candidates are asked.
+        UserError: there is no silo or no carrier, `max_chars` leaves no room, or too many candidates are asked.
     """
     rng = rng or secrets.SystemRandom()
     if config.canary_candidates > _SPACE:
@@ -179,13 +181,19 @@ def plant(
             f"there are only {_SPACE} secrets", key="attack.canary_candidates", remedy="ask for fewer candidates"
         )
     names = sorted(silos)
-    if not names or not all(silos.values()):
-        raise UserError("a silo without records can't carry canaries", key="data.silos", remedy="use fewer silos")
+    if not names:
+        raise UserError("without a silo there is nowhere to plant canaries", key="data.silos", remedy="ask for one")
+    if not carriers:
+        raise UserError(
+            "canaries are put into records of no silo, and there are none",
+            key="data.nonmember_records",
+            remedy="ask for as many as attack.canaries, and some for the attacks",
+        )
     homes = [names[i % len(names)] for i in range(config.canaries)]
-    carriers = {name: _draw(silos[name], count, rng) for name, count in Counter(homes).items()}
+    chosen = _draw(carriers, config.canaries, rng)
     canaries = [
-        _make(f"canary-{i}", home, carriers[home].pop(), config.canary_candidates, task, rng, max_chars)
-        for i, home in enumerate(homes)
+        _make(f"canary-{i}", home, carrier, config.canary_candidates, task, rng, max_chars)
+        for i, (home, carrier) in enumerate(zip(homes, chosen, strict=True))
     ]
     planted = {name: list(records) for name, records in silos.items()}
     taken = {record.id for records in silos.values() for record in records}
@@ -216,7 +224,7 @@ def read_canaries(path: Path) -> list[Canary]:
     return [Canary(**row) for row in read_jsonl(path)]
 
 
-def _draw(records: list[PrivateRecord], count: int, rng: random.Random) -> list[PrivateRecord]:
+def _draw(records: Sequence[PrivateRecord], count: int, rng: random.Random) -> list[PrivateRecord]:
     """Different records while there are enough of them."""
     return rng.sample(records, count) if count <= len(records) else rng.choices(records, k=count)
 

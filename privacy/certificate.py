@@ -8,7 +8,7 @@ the mechanism's parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def recompute(certificate: Certificate, ledger: Ledger, lessons: Path) -> Recomp
     at = next((entry.number for entry in entries if entry.hash == certificate.ledger_head), None)
     if at is None:
         problems.append("the ledger does not hold the line that the certificate was made at")
-    here = [entry for entry in entries[: len(entries) if at is None else at + 1] if _is_of(entry, certificate)]
+    until = entries[: len(entries) if at is None else at + 1]
+    here = [entry for entry in until if _is_of(entry, certificate)]
     found = [(entry.fields["event"], entry.fields["parts"]) for entry in here]
     if found != [(spend.event, spend.parts) for spend in certificate.spends]:
         problems.append("the certificate's spending is not the ledger's")
@@ -101,17 +102,32 @@ def recompute(certificate: Certificate, ledger: Ledger, lessons: Path) -> Recomp
         problems.append("delta is larger than 1/(N ln N)")
     for spend in certificate.spends:
         derived = _rho(spend)
-        if derived is not None and not derived <= accounting.rho_of(_event(spend)) * (1 + 1e-6):
+        if derived is None:
+            problems.append(f"the parameters of {spend.what} in round {spend.round} do not say what it costs")
+        elif not derived <= accounting.rho_of(_event(spend)) * (1 + 1e-6):
             problems.append(f"the parameters of {spend.what} in round {spend.round} cost more than was reserved")
-    rho = math.fsum(accounting.rho_of(entry.event) for entry in here)
-    recomputed = accounting.zcdp_epsilon(rho, terms.delta) if math.isfinite(rho) else math.inf
-    if not abs(recomputed - certificate.epsilon) <= AGREEMENT * max(recomputed, certificate.epsilon):
+    recomputed = _recomputed([entry.fields["event"] for entry in here], terms.delta)
+    if not _agree(recomputed, certificate.epsilon):
         problems.append("claimed and recomputed epsilon differ by more than 1%")
+    spent = [entry.fields["event"] for entry in until if entry.kind == "reserve"]
+    charged = [event for entry in until if entry.kind == "charge" for event in entry.fields["events"]]
+    everything = _recomputed([*spent, *charged], terms.delta)
+    if not _agree(everything, certificate.epsilon_ledger):
+        problems.append("claimed and recomputed epsilon of the whole ledger differ by more than 1%")
     if certificate.epsilon > certificate.epsilon_asked * (1 + AGREEMENT):
         problems.append("the run spent more than its recipe allows")
     if not lessons.exists() or file_digest(lessons) != certificate.lessons_digest:
         problems.append("the released lessons are not those that were certified")
     return Recomputed(certificate.silo, certificate.epsilon, recomputed, tuple(problems))
+
+
+def _recomputed(events: Sequence[dict[str, Any]], delta: float) -> float:
+    rho = math.fsum(accounting.rho_of(accounting.event_from_json(event)) for event in events)
+    return accounting.zcdp_epsilon(rho, delta) if math.isfinite(rho) else math.inf
+
+
+def _agree(one: float, other: float) -> bool:
+    return abs(one - other) <= AGREEMENT * max(one, other)
 
 
 def _is_of(entry: Entry, certificate: Certificate) -> bool:

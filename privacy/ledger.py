@@ -223,19 +223,23 @@ class Ledger:
                 )
             return Reservation(self, self._append(state, "reserve", fields).number, event, parts)
 
-    def charge(self, other: Ledger, name: str) -> None:
+    def charge(self, other: Ledger, name: str, times: int = 1) -> None:
         """Add what another ledger has spent since the last such charge, because it is of some of the same units.
 
         Args:
             other: The ledger.
             name: What to call it here.
+            times: How many times each event costs a unit of this ledger, in ρ.
         """
         theirs = other._state()
         with self._locked() as state:
             through = state.charged.get(name, 0)
             fresh = [entry for entry in theirs.entries if entry.kind == "reserve" and entry.number > through]
             if fresh:
-                fields = {"ledger": name, "through": fresh[-1].number, "events": [e.fields["event"] for e in fresh]}
+                events = [entry.fields["event"] for entry in fresh]
+                if times > 1:
+                    events = [{"event": "self_composed", "count": times, "of": event} for event in events]
+                fields = {"ledger": name, "through": fresh[-1].number, "events": events}
                 self._append(state, "charge", fields)
 
     def internal(self, **purpose: str | int) -> Internal:

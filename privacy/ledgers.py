@@ -3,7 +3,8 @@
 A ledger is keyed by its silo's fingerprint. Adding a record to a silo makes another fingerprint, and must not make a
 fresh budget: so each ledger has a list of its units' tags beside it, and what one ledger spends is charged to all that
 share a unit with it. Tags are HMACs under a key that never leaves the folder: they say which units are the same and
-nothing else. (A record that was edited is another record; only where the owner is the unit does it stay the same.)
+nothing else, and a record's is of its text before any cut, without its label. (A record that was edited is another
+record; only where the owner is the unit does it stay the same.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import hashlib
 import hmac
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +31,27 @@ if TYPE_CHECKING:
 class SiloLedger(Ledger):
     """A ledger that answers for what others in its folder have spent on the same units."""
 
-    def __init__(self, path: Path, folder: Ledgers) -> None:
+    def __init__(self, path: Path, folder: Ledgers, largest_unit: int) -> None:
         super().__init__(path)
-        self._folder = folder
+        self._folder, self._largest_unit = folder, largest_unit
 
     def reserve(self, event: DpEvent, parts: int = 1, **purpose: str | int) -> Reservation:
         """See `Ledger.reserve`; what the same units have cost elsewhere is charged first."""
         with self._folder.locked():
+            mine = self.terms
             for other in self._folder.overlapping(self):
-                self.charge(other, other.path.stem)
+                theirs = other.terms
+                if theirs.budget < mine.budget:
+                    raise UserError(
+                        f"some of these units have a budget of {theirs.budget:g} in another ledger, "
+                        f"{other.path.stem[:8]}, and budgets are fixed; this one says {mine.budget:g}",
+                        file=self.path,
+                        key="privacy.budget",
+                        remedy=f"set it to {theirs.budget:g}",
+                    )
+                # To an owner of k records a mechanism that protects one costs up to k² ρ (group privacy of zCDP).
+                apart = mine.unit == "owner" and theirs.unit == "record"
+                self.charge(other, other.path.stem, self._largest_unit**2 if apart else 1)
             return super().reserve(event, parts, **purpose)
 
 
@@ -83,7 +97,8 @@ class Ledgers:
             if not self._tags_path(path).exists():
                 write_atomic(self._tags_path(path), "".join(f"{tag}\n" for tag in tags), mode=0o600)
             Ledger.begin(path, Terms(fingerprint, unit, units, delta, budget))
-        return SiloLedger(path, self)
+        largest = 1 if owner_of is None else max(Counter(owner_of[record.id] for record in records).values())
+        return SiloLedger(path, self, largest)
 
     def all(self) -> list[Ledger]:
         """Every ledger of the folder, by fingerprint.
@@ -134,7 +149,7 @@ class Ledgers:
 
     def _tags(self, records: Sequence[PrivateRecord], owner_of: Mapping[str, str] | None) -> list[str]:
         """A tag per record and, where owners are known, per owner."""
-        named = [f"record\0{record.text}\0{record.completion}" for record in records]
+        named = [f"record\0{record.source}" for record in records]
         if owner_of is not None:
             named += [f"owner\0{owner_of[record.id]}" for record in records]
         key = self._key()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tutelage.configs.errors import UserError
 from tutelage.privacy.sources import cut
-from tutelage.privacy.vault import PrivateRecord
+from tutelage.privacy.vault import PrivateRecord, source_digest
 
 FOLDERS = {
     "easy-ham-1": "ham",
@@ -77,7 +77,8 @@ def load_mails(package_dir: Path, max_chars: int) -> list[PrivateRecord]:
     seen: set[tuple[str, str]] = set()
     empty = repeated = 0
     for path, label in _mail_files(package_dir):
-        text = cut(mail_text(path.read_bytes(), max_chars), max_chars)
+        raw = path.read_bytes()
+        text = cut(mail_text(raw, max_chars), max_chars)
         key = (text.casefold(), label)
         if not text:
             empty += 1
@@ -85,7 +86,8 @@ def load_mails(package_dir: Path, max_chars: int) -> list[PrivateRecord]:
             repeated += 1
         else:
             seen.add(key)
-            records.append(PrivateRecord(f"{path.parent.name}/{path.name.partition('.')[0]}", text, label))
+            id = f"{path.parent.name}/{path.name.partition('.')[0]}"
+            records.append(PrivateRecord(id, text, label, source_digest(raw.decode("latin-1"))))
     _log.info("mail corpus: %d mails read, %d without text, %d exact repeats", len(records), empty, repeated)
     return records
 

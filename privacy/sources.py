@@ -19,7 +19,7 @@ from typing import Any
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
-from tutelage.privacy.vault import PrivateRecord
+from tutelage.privacy.vault import PrivateRecord, source_digest
 
 Row = tuple[int, dict[str, Any]]
 
@@ -276,6 +276,8 @@ class _Reader:
         else:
             prompt, completion = self._conversation(row, fields["messages"])
             keys = ("messages", "messages")
+        labelled = isinstance(self.task, ClassificationTask)
+        whole = prompt if labelled else f"{prompt}\0{completion}"  # as the silo has it, whatever a recipe cuts
         prompt = self._text(row, keys[0], prompt)
         completion = self._text(row, keys[1], completion)
         if isinstance(self.task, ClassificationTask) and completion not in self.task.labels:
@@ -283,7 +285,10 @@ class _Reader:
             raise self._error("the label is none of the task's", row, keys[1], f"labels of this recipe: {allowed}")
         id_key = self.columns.id
         return PrivateRecord(
-            f"row-{row}" if id_key is None else self._name(row, id_key, fields[id_key]), prompt, completion
+            f"row-{row}" if id_key is None else self._name(row, id_key, fields[id_key]),
+            prompt,
+            completion,
+            source_digest(whole),
         )
 
     def _text(self, row: int, key: str, value: Any) -> str:

@@ -6,6 +6,7 @@ queue or a result store) and has no `__str__` of its content. `.example()` and `
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,10 +18,12 @@ from tutelage.configs.store import read_jsonl, write_jsonl
 class PrivateRecord:
     """One record of a silo: an id, the prompt (the text, for classification) and the completion (the label)."""
 
-    __slots__ = ("_completion", "_prompt", "id")
+    __slots__ = ("_completion", "_prompt", "id", "source")
 
-    def __init__(self, id: str, prompt: str, completion: str) -> None:
+    def __init__(self, id: str, prompt: str, completion: str, source: str = "") -> None:
+        """`source` is a digest of the text before it was cut, by which a ledger knows the record again."""
         self.id, self._prompt, self._completion = id, prompt, completion
+        self.source = source or source_digest(prompt)
 
     @property
     def text(self) -> str:
@@ -46,6 +49,11 @@ class PrivateRecord:
         raise PrivacyError("a private record must not be pickled: pass its silo's path instead")
 
 
+def source_digest(text: str) -> str:
+    """sha256 (hex) of a record's text as its silo has it, without outer white space. As private as the text."""
+    return hashlib.sha256(text.strip().encode(errors="surrogatepass")).hexdigest()
+
+
 def write_records(path: Path, records: list[PrivateRecord]) -> Path:
     """Write records below a vault.
 
@@ -53,7 +61,7 @@ def write_records(path: Path, records: list[PrivateRecord]) -> Path:
         PrivacyError: the path is not inside a `vault` folder.
     """
     inside_vault(path)
-    rows: list[dict[str, Any]] = [r.example().model_dump() for r in records]
+    rows: list[dict[str, Any]] = [r.example().model_dump() | {"source": r.source} for r in records]
     return write_jsonl(path, rows)
 
 

@@ -33,6 +33,11 @@ def silos(per_silo: int = 6, names: str = "abc", text: str = TEXT) -> dict[str, 
     }
 
 
+def carriers(text: str = TEXT, count: int = 40) -> list[PrivateRecord]:
+    """Records that no silo holds."""
+    return [PrivateRecord(f"n{i}", f"{text} apart {i}", "spam" if i % 2 else "ham") for i in range(count)]
+
+
 def content(records: list[PrivateRecord]) -> Counter[tuple[str, str]]:
     return Counter((record.text, record.completion) for record in records)
 
@@ -50,7 +55,7 @@ def content(records: list[PrivateRecord]) -> Counter[tuple[str, str]]:
 def test_planting(seed, count, copies, candidates, max_chars, task, text):
     before = silos(3, text=text)
     config = AttackConfig(canaries=count, canary_copies=copies, canary_candidates=candidates)
-    after, canaries = plant(before, config, task, random.Random(seed), max_chars=max_chars)
+    after, canaries = plant(before, carriers(text), config, task, random.Random(seed), max_chars=max_chars)
 
     assert len(canaries) == count
     assert {name: len(records) for name, records in before.items()} == {"a": 3, "b": 3, "c": 3}
@@ -65,21 +70,21 @@ def test_planting(seed, count, copies, candidates, max_chars, task, text):
         texts = canary.texts()
         assert len(set(texts)) == len(set(canary.candidates)) == candidates
         assert len({len(candidate.split()) for candidate in canary.candidates}) == 1
-        carriers = [t.removeprefix(f"{canary._other}\n\n") if task is QUESTIONS else t for t in texts]
-        assert all(one.endswith(f"{candidate}.") for one, candidate in zip(carriers, canary.candidates, strict=True))
+        openings = [t.removeprefix(f"{canary._other}\n\n") if task is QUESTIONS else t for t in texts]
+        assert all(one.endswith(f"{candidate}.") for one, candidate in zip(openings, canary.candidates, strict=True))
         record = canary.record("x")
         carrying = record.completion if task is QUESTIONS else record.text
-        assert carrying.startswith(carriers[canary.index])
+        assert carrying.startswith(openings[canary.index])
         assert len(carrying) <= max_chars
 
 
-def test_carrier_is_the_silos_own_text_around_the_secret():
-    _, canaries = plant(silos(), AttackConfig(canaries=30), MAIL, random.Random(3), max_chars=1000)
+def test_a_carrier_is_a_text_of_no_silo_around_the_secret():
+    _, canaries = plant(silos(), carriers(), AttackConfig(canaries=30), MAIL, random.Random(3), max_chars=1000)
     places = set()
     for canary in canaries:
         text = canary.record("x").text
         rest = text.replace(f"{canary.secret}.", "")
-        assert any(rest.split() == record.text.split() for record in silos()[canary.silo])
+        assert any(rest.split() == record.text.split() for record in carriers())
         assert canary.label in MAIL.labels
         places.add(text.index(canary.secret))
     assert len(places) >= 4  # not always at the end
@@ -87,8 +92,8 @@ def test_carrier_is_the_silos_own_text_around_the_secret():
 
 def test_a_long_carrier_is_cut_at_a_word():
     words = {"abcdefghij", "klm"}
-    long = silos(text="abcdefghij klm " * 100)
-    _, canaries = plant(long, AttackConfig(canaries=20), MAIL, random.Random(1), max_chars=200)
+    long = [PrivateRecord(f"n{i}", "abcdefghij klm " * 100, "ham") for i in range(30)]
+    _, canaries = plant(silos(), long, AttackConfig(canaries=20), MAIL, random.Random(1), max_chars=200)
     for canary in canaries:
         rest = canary.record("x").text.replace(f"{canary.secret}.", "")
         assert set(rest.split()) <= words
@@ -102,7 +107,7 @@ def test_coins_are_fair_and_independent_and_the_truth_uniform():
     places: Counter[int] = Counter()
     none = 0
     for _ in range(600):
-        _, canaries = plant(silos(4), config, MAIL, rng, max_chars=400)
+        _, canaries = plant(silos(4), carriers(), config, MAIL, rng, max_chars=400)
         members += [canary.member for canary in canaries]
         none += not any(canary.member for canary in canaries)
         places.update(canary.index for canary in canaries)
@@ -126,9 +131,9 @@ def test_every_word_of_a_slot_is_equally_likely():
 
 def test_the_default_randomness_is_not_repeatable():
     random.seed(0)
-    _, first = plant(silos(), AttackConfig(), MAIL, max_chars=400)
+    _, first = plant(silos(), carriers(), AttackConfig(), MAIL, max_chars=400)
     random.seed(0)
-    _, second = plant(silos(), AttackConfig(), MAIL, max_chars=400)
+    _, second = plant(silos(), carriers(), AttackConfig(), MAIL, max_chars=400)
     assert [c.secret for c in first] != [c.secret for c in second]
 
 
@@ -149,7 +154,7 @@ def test_screening_leaves_secrets_alone():
 
 @pytest.fixture
 def canary() -> Canary:
-    return plant(silos(), AttackConfig(), MAIL, random.Random(0), max_chars=400)[1][0]
+    return plant(silos(), carriers(), AttackConfig(), MAIL, random.Random(0), max_chars=400)[1][0]
 
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy, lambda c: pickle.dumps([c], protocol=0)])
@@ -166,7 +171,7 @@ def test_a_canary_shows_nothing(canary):
 
 @pytest.mark.parametrize("task", [MAIL, QUESTIONS], ids=["classification", "generation"])
 def test_kept_in_the_vault_only(tmp_path, task):
-    _, canaries = plant(silos(), AttackConfig(), task, random.Random(4), max_chars=400)
+    _, canaries = plant(silos(), carriers(), AttackConfig(), task, random.Random(4), max_chars=400)
     path = write_canaries(tmp_path / "vault" / "canaries.jsonl", canaries)
     back = read_canaries(path)
     assert [c._row() for c in back] == [c._row() for c in canaries]
@@ -179,8 +184,25 @@ def test_kept_in_the_vault_only(tmp_path, task):
         read_canaries(outside)
 
 
-def test_more_canaries_than_records():
-    _, canaries = plant(silos(2, "a"), AttackConfig(canaries=9), MAIL, random.Random(0), max_chars=400)
+def test_without_records_of_no_silo_there_are_no_canaries():
+    with pytest.raises(UserError) as caught:
+        plant(silos(), [], AttackConfig(), MAIL, max_chars=400)
+    assert caught.value.key == "data.nonmember_records"
+
+
+def test_no_silos_record_stands_in_it_once_more():
+    """Or an epsilon per record would be one per text for those that carry a secret."""
+    after, canaries = plant(silos(), carriers(), AttackConfig(canaries=20, canary_copies=4), MAIL, max_chars=400)
+    for name, records in silos().items():
+        for record in records:
+            assert sum(record.text[:60] in one.text and f" {record.id}" in one.text for one in after[name]) == 1
+    assert any(canary.member for canary in canaries)
+
+
+def test_more_canaries_than_carriers():
+    _, canaries = plant(
+        silos(2, "a"), carriers(count=3), AttackConfig(canaries=9), MAIL, random.Random(0), max_chars=400
+    )
     assert len({canary.secret for canary in canaries}) == 9
 
 
@@ -188,13 +210,12 @@ def test_more_canaries_than_records():
     ("records", "config", "max_chars", "key"),
     [
         ({}, AttackConfig(), 400, "data.silos"),
-        ({"a": []}, AttackConfig(), 400, "data.silos"),
         (silos(), AttackConfig(), 40, "data.max_chars"),
         (silos(), AttackConfig(canary_candidates=10**9), 400, "attack.canary_candidates"),
     ],
 )
 def test_bad_input_names_key_and_remedy(records, config, max_chars, key):
     with pytest.raises(UserError) as caught:
-        plant(records, config, MAIL, random.Random(0), max_chars=max_chars)
+        plant(records, carriers(), config, MAIL, random.Random(0), max_chars=max_chars)
     assert caught.value.key == key
     assert caught.value.remedy

@@ -43,7 +43,7 @@ def make(seed: int, *, canaries: int = 8, candidates: int = 64) -> list[Canary]:
         for silo in "ab"
     }
     config = AttackConfig(canaries=canaries, canary_candidates=candidates)
-    return plant(records, config, MAIL, random.Random(seed), max_chars=400)[1]
+    return plant(records, records["a"] + records["b"], config, MAIL, random.Random(seed), max_chars=400)[1]
 
 
 def with_both_sides(canaries: list[Canary]) -> list[Canary]:

@@ -19,7 +19,7 @@ from tutelage.configs.schema import Recipe
 from tutelage.flows import layout, stages
 from tutelage.flows.budget import accounts
 from tutelage.flows.stage import create_run, open_run
-from tutelage.privacy import accounting
+from tutelage.privacy import accounting, certificate
 from tutelage.privacy.allocation import Allocation
 from tutelage.privacy.ledger import BudgetError
 
@@ -114,6 +114,7 @@ def test_what_is_released_holds_no_internal_figure(formal_run: tuple[Path, str])
     assert not {metric["name"] for metric in public["metrics"]} & set(internal)
     page = (root / "release" / "report.html").read_text()
     assert "ε = ∞ (never released)" not in page
+    assert "teach-silo" not in page, "no seconds by stage: how long records took may tell of them"
     assert "ε = ∞ (never released)" in (root / "vault" / "report.html").read_text()
 
 
@@ -291,6 +292,9 @@ def test_private_evolution_by_owner(task: str, mails: tuple[Path, list[str]], ti
     assert 1 < written["epsilon"] < 4, "half of it is the second round's"
     what = [spend["what"] for spend in written["spends"]]
     assert what == ["teach"] * 2, "evolution asks for no label counts"
+    found = stages._silo_counts(run, 1, "silo-0", len(layout.records(run, "silo-0")), certificate.load(
+        layout.certificate_path(run, 1, "silo-0"), layout.public_keys(run)))  # fmt: skip
+    assert found.records == len(owners[0]) < len(layout.records(run, "silo-0")), "how many records they have is theirs"
     stages.teach_bracket(root, 1, "silo-0", "0", after=[])
     assert layout.drafts_path(run, 1, "silo-0", "0").exists()
 

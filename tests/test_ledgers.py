@@ -74,7 +74,7 @@ def test_the_same_records_are_the_same_silo_in_any_order_and_by_any_name(tmp_pat
     assert [one.path for one in Ledgers(tmp_path / "ledgers").all()] == [first.path]
 
 
-def test_other_text_or_another_label_is_another_record(tmp_path: Path) -> None:
+def test_other_text_is_another_record_and_another_label_is_not(tmp_path: Path) -> None:
     folder, terms = Ledgers(tmp_path), {"unit": "record", "units": 2, "delta": 1e-6, "budget": BUDGET}
     silos = [
         [PrivateRecord("a", "x", "ham"), PrivateRecord("b", "y", "ham")],
@@ -82,7 +82,9 @@ def test_other_text_or_another_label_is_another_record(tmp_path: Path) -> None:
         [PrivateRecord("a", "x", "ham"), PrivateRecord("b", "Y", "ham")],
         [PrivateRecord("a", "\ud800", "ham"), PrivateRecord("b", "\udfff", "")],  # halves of characters
     ]
-    assert len({folder.open(one, **terms).path for one in silos}) == 4  # type: ignore[arg-type]
+    paths = [folder.open(one, **terms).path for one in silos]  # type: ignore[arg-type]
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 3
 
 
 def test_terms_are_fixed(tmp_path: Path) -> None:
@@ -431,3 +433,39 @@ def test_a_process_that_dies_holding_the_folder_holds_nobody_up(tmp_path: Path) 
     dying.join(60)
     assert dying.exitcode == -signal.SIGKILL
     spend(silo(tmp_path, TEXTS))
+
+
+# ---- what must not give a fresh budget ------------------------------------------------------------------------------
+
+
+def test_the_same_records_cut_or_labelled_otherwise_are_charged(tmp_path: Path) -> None:
+    """Another `data.max_chars` or label column is another recipe, and no other records."""
+    ledgers = Ledgers(tmp_path / "ledgers")
+    terms: dict[str, Any] = {"unit": "record", "units": len(TEXTS), "delta": 1e-6, "budget": BUDGET}
+    whole = [PrivateRecord(f"r{i}", text, "ham") for i, text in enumerate(TEXTS)]
+    other = [PrivateRecord(f"x{i}", one.text[:9], "spam", one.source) for i, one in enumerate(whole)]
+    spend(ledgers.open(whole, **terms), 10)
+    with pytest.raises(BudgetError):
+        spend(ledgers.open(other, **terms))
+
+
+def test_units_that_have_a_budget_get_no_larger_one(tmp_path: Path) -> None:
+    spend(silo(tmp_path, TEXTS), 3)
+    larger = silo(tmp_path, [*TEXTS, "one more"], budget=2 * BUDGET)
+    with pytest.raises(UserError, match="some of these units have a budget of 4") as caught:
+        spend(larger)
+    assert (caught.value.key, caught.value.remedy) == ("privacy.budget", "set it to 4")
+    smaller = silo(tmp_path, [*TEXTS, "another one"], budget=0.75 * BUDGET)
+    spend(smaller)
+
+
+def test_an_owner_is_charged_for_all_its_records(tmp_path: Path) -> None:
+    """Group privacy of zCDP: what protects one record at ρ protects three together at 9ρ."""
+    texts = [f"text {i}" for i in range(6)]
+    once = silo(tmp_path, texts)
+    once.reserve(dp.ZCDpEvent(0.01), what="by record")
+    owned = silo(tmp_path, texts, ["anna", "anna", "anna", "boris", "boris", "clara"])
+    owned.reserve(dp.ZCDpEvent(0.02), what="by owner")
+    assert owned.spent() == pytest.approx(accounting.epsilon([dp.ZCDpEvent(0.09 + 0.02)], 1e-6), rel=1e-6)
+    once.reserve(dp.ZCDpEvent(0.01), what="again")
+    assert once.spent() == pytest.approx(accounting.epsilon([dp.ZCDpEvent(0.02 + 0.02)], 1e-6), rel=1e-6)

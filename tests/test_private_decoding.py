@@ -458,6 +458,13 @@ def test_batches_of_two_shapes_or_too_long(loaded: tuple[Any, Any], ledger: Ledg
     assert reserved.unused == [0, 1], "nothing was read and nothing used up"
 
 
+@pytest.mark.parametrize("name", ["num_local_experts", "num_experts", "n_routed_experts"])
+def test_mixtures_of_experts_are_refused(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(loaded[0].config, name, 8, raising=False)
+    with pytest.raises(UserError, match="rows are computed apart"):
+        write(loaded, batches(1), mechanism())
+
+
 def test_nothing_shown_holds_text() -> None:
     assert "train" not in repr([Member(0, "where does the train stop"), *batches(6)])
 

@@ -350,3 +350,38 @@ def test_keys(tmp_path: Path) -> None:
     path.write_bytes(b"no key")
     with pytest.raises(UserError, match="no Ed25519 key"):
         SiloKey.load(path)
+
+
+# ---- drafts of a formal mechanism -----------------------------------------------------------------------------------
+
+
+def formal(prompt: str, completion: str = "ham") -> Draft:
+    return Draft("d", "example", prompt, completion, "v1", "private_prediction")
+
+
+def test_drafts_of_a_formal_mechanism_are_compared_with_nothing(door: Callable[..., Released]) -> None:
+    """A copy stays: dropping it would tell whoever counts that it is one. What lies in the draft itself counts."""
+    copy = RECORDS[0].text
+    released = door(formal(copy), formal("too short"), formal(copy), formal("Write to john.smith@example.com today, "
+                    "and he will tell you all"), records=None)  # fmt: skip
+    assert released.dropped == {"too_short": 1, "duplicate_draft": 1}
+    assert released.lessons.lessons[0].prompt == copy
+    assert "john.smith@example.com" not in released.lessons.lessons[1].prompt
+    assert {lesson.mechanism for lesson in released.lessons} == {"private_prediction"}
+
+
+def test_nothing_goes_through_the_wrong_door(door: Callable[..., Released]) -> None:
+    for drafts, records in (
+        ([formal(GARDEN)], RECORDS),
+        ([draft(GARDEN)], None),
+        ([draft(GARDEN), formal(PRIZE)], None),
+    ):
+        with pytest.raises(PrivacyError, match="if, and only if"):
+            door(*drafts, records=records)
+
+
+def test_a_mechanism_is_signed_for(door: Callable[..., Released], key: SiloKey, tmp_path: Path) -> None:
+    path = door(draft(GARDEN)).lessons.save(tmp_path / "lessons.jsonl")
+    path.write_text(path.read_text().replace("screened", "private_prediction"))
+    with pytest.raises(PrivacyError, match="signature"):
+        LessonSet.load(path, "run-1", {"north": key.public_hex})

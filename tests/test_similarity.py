@@ -84,6 +84,15 @@ def test_grouping_is_deterministic_and_fast_enough() -> None:
     assert len(set(groups)) == 1000
 
 
+def test_alone_a_text_is_embedded_the_same_in_any_company() -> None:
+    """To the last bit: in a proof that one record moves no other's vote nothing less will do."""
+    texts = [f"mail number {i} about {'a very ' * i}long meeting" for i in range(12)]
+    whole = embed(texts, alone=True)
+    for at in (0, 5, 11):
+        assert np.array_equal(embed([texts[at]], alone=True)[0], whole[at])
+        assert np.array_equal(embed([*texts[:at], *texts[at + 1 :]], alone=True), np.delete(whole, at, axis=0))
+
+
 def test_embeddings_are_unit_vectors_in_order_and_know_meaning() -> None:
     texts = [
         "The cat sleeps on the sofa.",

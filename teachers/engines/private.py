@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tutelage.configs.errors import UserError
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
@@ -112,6 +113,7 @@ class PrivateDecoder:
 
         if not batches:
             return []
+        _refuse_experts(self.model)
         shape = (len(publics), len(batches[0].members))
         if any(len(one.members) != shape[1] for one in batches):
             raise ValueError("batches must all have as many places")
@@ -146,6 +148,21 @@ class PrivateDecoder:
                     slots.shrink()
                 slots.feed({index: row for index, row in drawn.items() if index not in done})
         return [[text.generation(stop, self.tokenizer) for text in row] for row in texts]
+
+
+def _refuse_experts(model: Any) -> None:
+    """Rows of a mixture of experts share its experts' batches: one record's presence would move another's scores.
+
+    Raises:
+        UserError: it is one.
+    """
+    config = model.config.get_text_config()
+    if any((getattr(config, name, None) or 0) > 1 for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise UserError(
+            "private prediction needs a model whose rows are computed apart; this is a mixture of experts",
+            key="teach.model",
+            remedy="take a dense model, or privacy.mechanism private_evolution",
+        )
 
 
 class _Text:
