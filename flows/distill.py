@@ -2,14 +2,14 @@
 
     Silo -> Draft -> Lesson -> Adapter -> RoundReport -> GateDecision -> registry
 
-Read this file first. Each call is a stage of flows/stages.py: it returns at once if it is complete.
+Read this file first. Each call is a stage of flows/stages.py or flows/trials.py: it returns at once if it is complete.
 """
 
 from __future__ import annotations
 
 from prefect import flow
 
-from tutelage.flows import stages
+from tutelage.flows import stages, trials
 
 
 @flow(name="distill", persist_result=False, log_prints=False, retries=0)
@@ -39,19 +39,19 @@ def distill(run_dir: str) -> dict[str, object]:
         votes = [stages.vote(run_dir, round, silo, after=[indexed[silo], *screened]) for silo in silos]
         lessons = stages.aggregate(run_dir, round, after=[*screened, *votes])
         certified = [stages.certify(run_dir, round, silo, after=[*screened, *votes]) for silo in silos]
-        student = stages.learn(run_dir, round, after=[lessons])
+        student = trials.learn(run_dir, round, after=[lessons])
 
         # What it is worth, and what it gives away.
-        measured = stages.measure(run_dir, round, after=[prepared, lessons, student])
-        upper = stages.upper_line(run_dir, round, after=[prepared, lessons])
+        measured = trials.measure(run_dir, round, after=[prepared, lessons, student])
+        upper = trials.upper_line(run_dir, round, after=[prepared, lessons])
         brackets = []
         for bracket in prepared["facts"]["brackets"]:
             written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
-            brackets.append(stages.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
-        attacked = stages.attack(run_dir, round, after=[prepared, student])
-        audits = [stages.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
+            brackets.append(trials.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
+        attacked = trials.attack(run_dir, round, after=[prepared, student])
+        audits = [trials.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
-        judged = stages.judge_round(run_dir, round, after=[measured, upper, *brackets, attacked, *certified, *audits])
-        stages.publish_student(run_dir, round, after=[student, judged])
+        judged = trials.judge_round(run_dir, round, after=[measured, upper, *brackets, attacked, *certified, *audits])
+        trials.publish_student(run_dir, round, after=[student, judged])
         passed[str(round)] = judged["facts"]["passed"]
     return passed

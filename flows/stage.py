@@ -27,7 +27,9 @@ from tutelage.configs.schema import Recipe
 from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, write_atomic
 
 Manifest = dict[str, Any]
-Body = Callable[..., tuple[list[Path], dict[str, Any]]]
+Done = tuple[list[Path], dict[str, Any]]
+"""What a stage returns: the files it wrote, and a few facts."""
+Body = Callable[..., Done]
 
 
 class StageError(Exception):

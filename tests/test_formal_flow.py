@@ -16,7 +16,7 @@ from small_run import call, files_below, nothing_escaped, recipe_for, write_reci
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
-from tutelage.flows import layout, stages
+from tutelage.flows import layout, stages, trials
 from tutelage.flows.budget import accounts
 from tutelage.flows.stage import create_run, open_run
 from tutelage.privacy import accounting, certificate
@@ -292,7 +292,7 @@ def test_private_evolution_by_owner(task: str, mails: tuple[Path, list[str]], ti
     assert 1 < written["epsilon"] < 4, "half of it is the second round's"
     what = [spend["what"] for spend in written["spends"]]
     assert what == ["teach"] * 2, "evolution asks for no label counts"
-    found = stages._silo_counts(run, 1, "silo-0", len(layout.records(run, "silo-0")), certificate.load(
+    found = trials._silo_counts(run, 1, "silo-0", len(layout.records(run, "silo-0")), certificate.load(
         layout.certificate_path(run, 1, "silo-0"), layout.public_keys(run)))  # fmt: skip
     assert found.records == len(owners[0]) < len(layout.records(run, "silo-0")), "how many records they have is theirs"
     stages.teach_bracket(root, 1, "silo-0", "0", after=[])
