@@ -202,6 +202,8 @@ class Ledger:
             UserError: the disk is full; the budget may count as spent.
         """
         written = accounting.event_to_json(event)
+        if parts < 1:
+            raise ValueError("a reservation has at least one part")
         with self._locked() as state:
             fields = {"event": written, "parts": parts, "purpose": purpose}
             earlier = state.purposes.get(canonical_json(purpose))
@@ -223,13 +225,16 @@ class Ledger:
                 )
             return Reservation(self, self._append(state, "reserve", fields).number, event, parts)
 
-    def charge(self, other: Ledger, name: str, times: int = 1) -> None:
+    def has(self, **purpose: str | int) -> bool:
+        """Whether there is a reservation for that very purpose."""
+        return canonical_json(purpose) in self._state().purposes
+
+    def charge(self, other: Ledger, name: str) -> None:
         """Add what another ledger has spent since the last such charge, because it is of some of the same units.
 
         Args:
             other: The ledger.
             name: What to call it here.
-            times: How many times each event costs a unit of this ledger, in ρ.
         """
         theirs = other._state()
         with self._locked() as state:
@@ -237,8 +242,6 @@ class Ledger:
             fresh = [entry for entry in theirs.entries if entry.kind == "reserve" and entry.number > through]
             if fresh:
                 events = [entry.fields["event"] for entry in fresh]
-                if times > 1:
-                    events = [{"event": "self_composed", "count": times, "of": event} for event in events]
                 fields = {"ledger": name, "through": fresh[-1].number, "events": events}
                 self._append(state, "charge", fields)
 

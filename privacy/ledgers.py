@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import hmac
 import secrets
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,28 +30,56 @@ if TYPE_CHECKING:
 class SiloLedger(Ledger):
     """A ledger that answers for what others in its folder have spent on the same units."""
 
-    def __init__(self, path: Path, folder: Ledgers, largest_unit: int) -> None:
+    def __init__(self, path: Path, folder: Ledgers) -> None:
         super().__init__(path)
-        self._folder, self._largest_unit = folder, largest_unit
+        self._folder = folder
 
     def reserve(self, event: DpEvent, parts: int = 1, **purpose: str | int) -> Reservation:
-        """See `Ledger.reserve`; what the same units have cost elsewhere is charged first."""
+        """See `Ledger.reserve`; what the same units have cost elsewhere is charged first.
+
+        Raises:
+            UserError: some of the units have a smaller budget elsewhere, or were accounted for by another unit.
+        """
         with self._folder.locked():
-            mine = self.terms
-            for other in self._folder.overlapping(self):
-                theirs = other.terms
-                if theirs.budget < mine.budget:
-                    raise UserError(
-                        f"some of these units have a budget of {theirs.budget:g} in another ledger, "
-                        f"{other.path.stem[:8]}, and budgets are fixed; this one says {mine.budget:g}",
-                        file=self.path,
-                        key="privacy.budget",
-                        remedy=f"set it to {theirs.budget:g}",
-                    )
-                # To an owner of k records a mechanism that protects one costs up to k² ρ (group privacy of zCDP).
-                apart = mine.unit == "owner" and theirs.unit == "record"
-                self.charge(other, other.path.stem, self._largest_unit**2 if apart else 1)
+            if not self.has(**purpose):  # what was granted stays granted, whatever others do
+                self._charge_others()
             return super().reserve(event, parts, **purpose)
+
+    def spent(self) -> float:
+        """See `Ledger.spent`; with what others have spent on the same units."""
+        with self._folder.locked():
+            self._charge_others()
+            return super().spent()
+
+    def left(self) -> float:
+        """See `Ledger.left`; with what others have spent on the same units."""
+        with self._folder.locked():
+            self._charge_others()
+            return super().left()
+
+    def _charge_others(self) -> None:
+        mine = self.terms
+        for other in self._folder.overlapping(self):
+            theirs = other.terms
+            if not any(entry.kind == "reserve" for entry in other.entries()):
+                continue
+            if theirs.unit != mine.unit:
+                raise UserError(
+                    f"some of these records were accounted for by {theirs.unit}, in ledger {other.path.stem[:8]}: what "
+                    f"that cost one {mine.unit} cannot be told",
+                    file=self.path,
+                    key="privacy.unit",
+                    remedy=f"set it to {theirs.unit}",
+                )
+            if theirs.budget < mine.budget:
+                raise UserError(
+                    f"some of these units have a budget of {theirs.budget:g}, in ledger {other.path.stem[:8]}, and "
+                    f"budgets are fixed; this one says {mine.budget:g}",
+                    file=self.path,
+                    key="privacy.budget",
+                    remedy=f"set it to {theirs.budget:g}",
+                )
+            self.charge(other, other.path.stem)
 
 
 class Ledgers:
@@ -89,16 +116,15 @@ class Ledgers:
             UserError: there is one with other terms, or the folder cannot be written.
             PrivacyError: it is damaged.
         """
-        tags = self._tags(records, owner_of)
-        fingerprint = hmac.digest(self._key(), "\n".join(tags).encode(), "sha256").hex()[:16]
-        path = self.folder / f"{fingerprint}.jsonl"
         with self.locked():
+            tags = _tags(self._key(), records, owner_of)
+            fingerprint = _fingerprint(self._key(), tags)
+            path = self.folder / f"{fingerprint}.jsonl"
             # Tags first: a ledger without them could not be charged with what others spend.
             if not self._tags_path(path).exists():
                 write_atomic(self._tags_path(path), "".join(f"{tag}\n" for tag in tags), mode=0o600)
             Ledger.begin(path, Terms(fingerprint, unit, units, delta, budget))
-        largest = 1 if owner_of is None else max(Counter(owner_of[record.id] for record in records).values())
-        return SiloLedger(path, self, largest)
+        return SiloLedger(path, self)
 
     def all(self) -> list[Ledger]:
         """Every ledger of the folder, by fingerprint.
@@ -113,9 +139,10 @@ class Ledgers:
 
     def overlapping(self, ledger: Ledger) -> list[Ledger]:
         """The other ledgers that have a unit or a record in common with one."""
-        mine = self._read_tags(ledger.path)
+        key = self._key()
+        mine = self._read_tags(ledger.path, key)
         others = (other for other in self.all() if other.path != ledger.path)
-        return [other for other in others if mine & self._read_tags(other.path)]
+        return [other for other in others if mine & self._read_tags(other.path, key)]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,7 +154,8 @@ class Ledgers:
 
     def _make(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
         except OSError as error:
             raise UserError(
                 f"cannot be a folder of ledgers ({error.strerror})",
@@ -137,31 +165,37 @@ class Ledgers:
             ) from None
 
     def _key(self) -> bytes:
-        with self.locked():
-            path = self.folder / "key"
-            if not path.exists():
-                if any(self.folder.glob("*.jsonl")):
-                    raise PrivacyError(
-                        f"{path}: the key of these ledgers is gone; silos cannot be told apart without it"
-                    )
-                write_atomic(path, secrets.token_bytes(32), mode=0o600)
-            return path.read_bytes()
-
-    def _tags(self, records: Sequence[PrivateRecord], owner_of: Mapping[str, str] | None) -> list[str]:
-        """A tag per record and, where owners are known, per owner."""
-        named = [f"record\0{record.source}" for record in records]
-        if owner_of is not None:
-            named += [f"owner\0{owner_of[record.id]}" for record in records]
-        key = self._key()
-        return sorted(
-            {hmac.digest(key, name.encode(errors="surrogatepass"), hashlib.sha256).hex()[:32] for name in named}
-        )
+        """The folder's key, made for its first ledger. Call while the folder is locked."""
+        path = self.folder / "key"
+        if not path.exists() and not any(self.folder.glob("*.jsonl")):
+            write_atomic(path, secrets.token_bytes(_KEY_BYTES), mode=0o600)
+        key = path.read_bytes() if path.exists() else b""
+        if len(key) != _KEY_BYTES:
+            raise PrivacyError(f"{path}: the key of these ledgers is gone; silos cannot be told apart without it")
+        return key
 
     def _tags_path(self, ledger: Path) -> Path:
         return ledger.with_suffix(".tags")
 
-    def _read_tags(self, ledger: Path) -> set[str]:
+    def _read_tags(self, ledger: Path, key: bytes) -> set[str]:
         path = self._tags_path(ledger)
-        if not path.exists():
-            raise PrivacyError(f"{path}: gone, so what its ledger shares with others cannot be known")
-        return set(path.read_text().split())
+        tags = path.read_text().split() if path.exists() else []
+        # Emptied, or under another key, they would share nothing with anybody, and that would be a fresh budget.
+        if _fingerprint(key, tags) != ledger.stem:
+            raise PrivacyError(f"{path}: gone or edited, so what its ledger shares with others cannot be known")
+        return set(tags)
+
+
+_KEY_BYTES = 32
+
+
+def _tags(key: bytes, records: Sequence[PrivateRecord], owner_of: Mapping[str, str] | None) -> list[str]:
+    """A tag per record and, where owners are known, one more for its owner; sorted."""
+    named = [f"record\0{record.source}" for record in records]
+    if owner_of is not None:
+        named += [f"owner\0{owner_of[record.id]}" for record in records]
+    return sorted(hmac.digest(key, name.encode(errors="surrogatepass"), hashlib.sha256).hex()[:32] for name in named)
+
+
+def _fingerprint(key: bytes, tags: Sequence[str]) -> str:
+    return hmac.digest(key, "\n".join(tags).encode(), "sha256").hex()[:16]

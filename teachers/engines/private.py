@@ -16,6 +16,7 @@ another's scores, not even by the rounding of a differently shaped product.
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class Public:
     """The rest of the public prompt."""
     divisor: float
     """B: what the mean of clipped differences divides by, however many members there are."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.divisor < math.inf or not self.tail:
+            raise ValueError("a text needs a positive divisor, and a prompt that ends after its head")
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class PrivateDecoder:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, tail_tokens: int
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        if tail_tokens < 1:
+            raise ValueError("tail_tokens must be at least 1")
         self.batch_rows, self.tail_tokens = batch_rows, tail_tokens
 
     def write(
