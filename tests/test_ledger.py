@@ -16,6 +16,7 @@ from typing import Any
 
 import dp_accounting as dp
 import pytest
+from forked import ending
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -639,7 +640,7 @@ def test_two_at_once_never_pass_the_budget(tmp_path: Path) -> None:
     ledger = begin(tmp_path)
     context = multiprocessing.get_context("fork")
     granted = context.SimpleQueue()
-    together(*(context.Process(target=_spender, args=(ledger.path, name, 8, granted)) for name in range(2)))
+    together(*(context.Process(target=ending(_spender), args=(ledger.path, name, 8, granted)) for name in range(2)))
     assert len(drain(granted)) == 10
     assert len(ledger.entries()) == 11
     assert ledger.spent() <= TERMS.budget * (1 + 1e-9)
@@ -658,7 +659,7 @@ def test_two_at_once_on_the_same_purposes_share_them(tmp_path: Path) -> None:
     ledger = begin(tmp_path)
     context = multiprocessing.get_context("fork")
     claimed = context.SimpleQueue()
-    together(*(context.Process(target=_claimer, args=(ledger.path, order, claimed)) for order in (1, -1)))
+    together(*(context.Process(target=ending(_claimer), args=(ledger.path, order, claimed)) for order in (1, -1)))
     assert sorted(drain(claimed)) == [(i, part) for i in range(4) for part in range(5)]
     assert ledger.spent() == accounting.epsilon([TENTH] * 4, 1e-6)
 

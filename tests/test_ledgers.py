@@ -12,6 +12,7 @@ from typing import Any
 
 import dp_accounting as dp
 import pytest
+from forked import ending
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -400,7 +401,8 @@ def test_several_at_once_on_overlapping_silos_never_pass_the_budget(tmp_path: Pa
     context = multiprocessing.get_context("fork")
     started, granted = context.Barrier(len(sizes)), context.SimpleQueue()
     workers = [
-        context.Process(target=_spender, args=(tmp_path, TEXTS[:size], started, granted), daemon=True) for size in sizes
+        context.Process(target=ending(_spender), args=(tmp_path, TEXTS[:size], started, granted), daemon=True)
+        for size in sizes
     ]
     for worker in workers:
         worker.start()

@@ -18,6 +18,7 @@ from typing import Any
 import dp_accounting as dp
 import pytest
 import torch
+from forked import ending
 from tiny_model import make_tiny_model
 
 from tutelage.configs.errors import PrivacyError, UserError
@@ -283,7 +284,7 @@ def kill_at_random(engine: TransformersEngine, vault: Path, kills: int) -> None:
         seen: dict[int, str] = {}
         longest = 0.5
         while True:
-            process = context.Process(target=_writer, args=(engine, folder, deal))
+            process = context.Process(target=ending(_writer), args=(engine, folder, deal))
             started = time.monotonic()
             process.start()
             process.join(draw.uniform(0, longest))

@@ -322,7 +322,9 @@ def test_what_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_is_trained_on_example_lessons(base: Path, tmp_path: Path) -> None:
-    shared: dict[str, Any] = {"silo": "silo-0", "round": 1, "prompt_version": "1", "signature": ""}
+    shared: dict[str, Any] = {
+        "silo": "silo-0", "round": 1, "mechanism": "screened", "prompt_version": "1", "signature": "",
+    }  # fmt: skip
     lessons = [Lesson(kind="example", id=e.id, prompt=e.prompt, completion=e.completion, **shared) for e in examples()]
     lessons.append(Lesson(kind="instruction", id="i", prompt="Sort them.", completion="", **shared))
     result = train.train_student(
