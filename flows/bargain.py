@@ -93,12 +93,12 @@ def bargain(recipe: Recipe, units: int) -> Bargain | None:
         clip=examples.clip(batch),
         sigma=_sigma(allocation.vote),
         units_used=used,
-        bottleneck=_clip_bottleneck(recipe, privacy, units, used, labels, examples.sensitivity),
+        bottleneck=_clip_bottleneck(recipe, privacy, units, labels, examples.sensitivity),
     )
 
 
 def _clip_bottleneck(
-    recipe: Recipe, privacy: PrivatePredictionPrivacy, units: int, used: int, labels: int, sensitivity: float
+    recipe: Recipe, privacy: PrivatePredictionPrivacy, units: int, labels: int, sensitivity: float
 ) -> str:
     if sensitivity == 0:
         return "privacy.epsilon: at 0 no private record has a part in a lesson"
@@ -133,4 +133,4 @@ def _votes_bottleneck(privacy: PrivateEvolutionPrivacy, votes: float, sigma: flo
 
 
 def _sigma(rho: float) -> float:
-    return NoisyHistogram.calibrated(rho).sigma if rho else 0.0
+    return NoisyHistogram.calibrated(rho).sigma if rho else 0.0  # a recipe's ε is finite

@@ -20,7 +20,7 @@ from tutelage.configs.store import file_digest, write_atomic
 from tutelage.flows import layout
 from tutelage.flows.stage import Run
 from tutelage.privacy import accounting, certificate
-from tutelage.privacy.allocation import Allocation, delta_for
+from tutelage.privacy.allocation import Allocation
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.histogram import NoisyHistogram
 from tutelage.privacy.keys import SiloKey
@@ -58,7 +58,7 @@ class Silo:
             self.records,
             unit=privacy.unit,
             units=len(self.units),
-            delta=delta_for(self.recipe, len(self.units)),
+            delta=self.allocation.delta,
             budget=privacy.epsilon if privacy.budget is None else privacy.budget,
             owner_of=owner_of,
         )
@@ -203,7 +203,7 @@ def _evolve(
         seed=silo.recipe.seed,
     )
     facts = {
-        "prompts": privacy.candidates_per_label,
+        "prompts": evolved.sampled,  # each text has a prompt of its own
         "sampled": evolved.sampled,
         "malformed": evolved.malformed,
         "dropped": {},

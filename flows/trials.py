@@ -125,6 +125,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     """The student on what the bracket's teachers wrote, as many texts a class: what the asked ε is compared with."""
     recipe = run.recipe
     wanted = run.facts(f"round-{round}/aggregate")["per_class"]
+    detectors = scrubber(recipe.screen)
     drafts = [
         draft
         for earlier in range(1, round + 1)
@@ -132,7 +133,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
         for draft in cleaned(
             read_drafts(layout.drafts_path(run, earlier, silo, bracket)),
             recipe.screen,
-            scrubber(recipe.screen),
+            detectors,
             labels(recipe),
         )
     ]

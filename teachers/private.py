@@ -95,9 +95,9 @@ class Journal:
         """Append a part's texts, and be sure that they are on the disk."""
         line = canonical_json({"part": part, "texts": [[text.text, text.finished] for text in texts]})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * torn + line + "\n")
+        with self.path.open("a+b") as stream:
+            torn = stream.tell() > 0 and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
+            stream.write(b"\n" * torn + line.encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -27,7 +27,7 @@ from tutelage.privacy import accounting
 from tutelage.privacy.ledger import Internal, Ledger, Terms
 from tutelage.privacy.units import by_record
 from tutelage.privacy.vault import PrivateRecord
-from tutelage.teachers import private, prompts
+from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.engines.transformers import TransformersEngine
 from tutelage.teachers.private import Deal, Journal, Written, divisors, mechanisms, write_lessons
@@ -328,5 +328,7 @@ def test_killed_two_hundred_times_while_writing(engine: TransformersEngine, vaul
 
 
 def test_nothing_shown_holds_text(engine: TransformersEngine, vault: Path) -> None:
-    assert "number" not in repr(teach(engine, vault, deal_of()))
-    assert private.INSTRUCTION_PART == 0
+    Journal(vault / "written.jsonl").add(1, [Generation("a number that must not show", True)] * 2)
+    written = teach(engine, vault, deal_of(), unused=[])
+    assert "number" in written.drafts[0].prompt
+    assert "number" not in repr(written)

@@ -384,6 +384,7 @@ class _Slots:
 
 
 _FEW = 0.1
+"""Share of the vocabulary up to which picked rows are multiplied instead of all."""
 
 
 class _Head:
