@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.configs.errors import UserError
 from tutelage.configs.schema import (
     ClassificationTask,
     PrivateEvolutionPrivacy,
@@ -15,7 +14,7 @@ from tutelage.configs.schema import (
 )
 from tutelage.privacy import accounting
 from tutelage.privacy.allocation import Allocation
-from tutelage.privacy.histogram import NoisyHistogram
+from tutelage.privacy.histogram import noise_of
 from tutelage.teachers import private
 
 ENOUGH_CLIP = 1.0
@@ -72,26 +71,20 @@ def bargain(recipe: Recipe, units: int) -> Bargain | None:
         "rho": allocation.label_counts + recipe.rounds * (allocation.vote + allocation.teach),
         "texts": labels * recipe.teach.prompts_per_label,
         "tokens": recipe.teach.max_new_tokens,
-        "label_counts_sigma": _sigma(allocation.label_counts),
+        "label_counts_sigma": noise_of(allocation.label_counts),
     }
     if isinstance(privacy, PrivateEvolutionPrivacy):
-        sigma = _sigma(allocation.teach / privacy.iterations)
+        sigma = noise_of(allocation.teach / privacy.iterations)
         said = _votes_bottleneck(privacy, units / (labels * privacy.candidates_per_label), sigma)
         return Bargain(**common, batch=0, clip=0, sigma=sigma, units_used=units, bottleneck=said)
     _, examples = private.mechanisms(allocation.teach, recipe.teach)
     [batch, *_] = private.divisors(recipe.task, {}, privacy.batch_units)
-    used = recipe.teach.prompts_per_label * privacy.batch_units + privacy.instruction_units
-    if used > units:
-        raise UserError(
-            f"a round takes {used} units of a silo, and one has {units}",
-            key="privacy.batch_units",
-            remedy="lower it, or teach.prompts_per_label, or privacy.instruction_units",
-        )
+    used = private.units_used(units, recipe.teach.prompts_per_label, privacy)
     return Bargain(
         **common,
         batch=batch,
         clip=examples.clip(batch),
-        sigma=_sigma(allocation.vote),
+        sigma=noise_of(allocation.vote),
         units_used=used,
         bottleneck=_clip_bottleneck(recipe, privacy, units, labels, examples.sensitivity),
     )
@@ -130,7 +123,3 @@ def _votes_bottleneck(privacy: PrivateEvolutionPrivacy, votes: float, sigma: flo
             f"one vote would have {sigma / math.sqrt(privacy.iterations):.1f}"
         )
     return f"privacy.candidates_per_label: a candidate gets {votes:.1f} votes on average, the noise is {sigma:.1f}"
-
-
-def _sigma(rho: float) -> float:
-    return NoisyHistogram.calibrated(rho).sigma if rho else 0.0  # a recipe's ε is finite

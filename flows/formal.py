@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.configs.records import Certificate, Spend
+from tutelage.configs.records import Certificate, Example, Spend
 from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy, PrivatePredictionPrivacy
 from tutelage.configs.store import file_digest, write_atomic
 from tutelage.flows import layout
@@ -22,7 +22,7 @@ from tutelage.flows.stage import Run
 from tutelage.privacy import accounting, certificate
 from tutelage.privacy.allocation import Allocation
 from tutelage.privacy.drafts import Draft
-from tutelage.privacy.histogram import NoisyHistogram
+from tutelage.privacy.histogram import NoisyHistogram, noise_of
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.ledger import Allowance, Internal, Reservation
 from tutelage.privacy.ledgers import Ledgers
@@ -118,9 +118,7 @@ def _predict(
     shares = silo.label_shares()
     path = layout.deal_path(run, round, name)
     if not path.exists():  # the brackets take the same deal
-        private.Deal.draw(silo.units, teach.prompts_per_label, privacy.batch_units, privacy.instruction_units).save(
-            path
-        )
+        private.Deal.draw(silo.units, teach.prompts_per_label, privacy).save(path)
     deal = private.Deal.load(path)
     rho = silo.allocation.teach
     allowance, left = silo.allow("teach", rho, round, len(deal.batches) + 1, deal=file_digest(path)[:16])
@@ -202,28 +200,37 @@ def _evolve(
         round=round,
         seed=silo.recipe.seed,
     )
+    parameters = {"sigma": noise_of(rho), "iterations": privacy.iterations} if rho and silo.bracket is None else {}
     facts = {
         "prompts": evolved.sampled,  # each text has a prompt of its own
         "sampled": evolved.sampled,
         "malformed": evolved.malformed,
         "dropped": {},
-        "parameters": {"sigma": _sigma(rho), "iterations": privacy.iterations} if rho and silo.bracket is None else {},
+        "parameters": parameters,
     }
     return list(evolved.drafts), facts
 
 
 def vote(run: Run, round: int, name: str) -> Facts:
-    """A silo's noised votes for the released lessons: lesson id -> votes, some of them negative."""
-    silo = Silo(run, name)
-    if not silo.allocation.vote:
-        return {"votes": {}}
-    allowance, left = silo.allow("vote", silo.allocation.vote, round)
+    """A silo's noised votes for the released lessons."""
+    return {"votes": _vote(Silo(run, name), round, layout.all_lessons(run, round).examples())}
+
+
+def vote_bracket(run: Run, round: int, name: str, bracket: str, candidates: Sequence[Example]) -> aggregation.Ballot:
+    """A silo's votes for what a bracket's teachers wrote: none at ε = 0, and else for the vault."""
+    return _vote(Silo(run, name, bracket), round, candidates)
+
+
+def _vote(silo: Silo, round: int, candidates: Sequence[Example]) -> aggregation.Ballot:
+    rho = silo.allocation.vote
+    if not rho:
+        return {}
+    allowance, left = silo.allow("vote", rho, round)
     if not left:
-        return {"votes": {}}  # spent by a process that was killed before it could write them down
+        return {}  # spent by a process that was killed before it could write them down
     units = [unit.one() for unit in silo.units]
-    lessons = layout.all_lessons(run, round)
-    ids, choices = aggregation.choices(units, _unit_embeddings(silo, units), lessons, run.recipe.task)
-    return {"votes": dict(zip(ids, _count(choices, len(ids), silo.allocation.vote, allowance), strict=True))}
+    bins, choices = aggregation.choices(units, _unit_embeddings(silo, units), candidates, silo.recipe.task)
+    return aggregation.ballot(bins, _count(choices, len(bins), rho, allowance))
 
 
 def certify(run: Run, round: int, name: str) -> Certificate:
@@ -236,7 +243,7 @@ def certify(run: Run, round: int, name: str) -> Certificate:
         if entry.kind == "reserve" and purpose["run"] == run.id and purpose["round"] <= round:
             what, at = purpose["what"], purpose["round"]
             taught = run.facts(f"round-{at}/teach-{name}")["parameters"] if what == "teach" else {}
-            parameters = taught or {"sigma": _sigma(accounting.rho_of(entry.event))}
+            parameters = taught or {"sigma": noise_of(accounting.rho_of(entry.event))}
             spends.append(
                 Spend(
                     what=what, round=at, event=entry.fields["event"], parts=entry.fields["parts"], parameters=parameters
@@ -289,10 +296,6 @@ def _event(rho: float) -> Any:
     import dp_accounting as dp
 
     return dp.ZCDpEvent(rho) if rho else dp.NoOpDpEvent()
-
-
-def _sigma(rho: float) -> float:
-    return NoisyHistogram.calibrated(rho).sigma if 0 < rho < float("inf") else 0.0
 
 
 def _count(choices: Sequence[int | None], bins: int, rho: float, allowance: Allowance) -> list[int]:

@@ -132,14 +132,14 @@ def screen(run: Run, round: int, silo: str) -> Done:
     return [path], {"dropped": released.dropped, "replaced": released.replaced, "released": count}
 
 
-@stage(version=1)
+@stage(version=2)
 def vote(run: Run, round: int, silo: str) -> Done:
     """A silo's records vote for the released lessons nearest to them; only the counts leave."""
     if run.recipe.formal:
         return [], formal.vote(run, round, silo)
     records = layout.records(run, silo)
     embeddings = layout.embeddings(run, silo)[: len(records)]
-    votes = aggregation.count_votes(records, embeddings, layout.all_lessons(run, round), run.recipe.task)
+    votes = aggregation.count_votes(records, embeddings, layout.all_lessons(run, round).examples(), run.recipe.task)
     return [], {"votes": votes}
 
 
@@ -161,14 +161,14 @@ def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
-@stage(version=1)
+@stage(version=2)
 def aggregate(run: Run, round: int) -> Done:
     """All rounds' and silos' lessons become the set the student learns from, and one instruction."""
     recipe, lessons = run.recipe, layout.all_lessons(run, round)
     voted = recipe.aggregate.method == "vote"
     votes = [run.facts(f"round-{round}/vote-{silo}")["votes"] for silo in run.silos] if voted else []
     chosen, per_class = aggregation.aggregate(
-        lessons, votes, task=recipe.task, config=recipe.aggregate, seed=recipe.seed
+        lessons.examples(), votes, task=recipe.task, config=recipe.aggregate, seed=recipe.seed
     )
     advice = instructions.choose_instruction(lessons)
     path = lessons.select(chosen).save(layout.lessons_path(run, round))

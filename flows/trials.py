@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.configs.models import hub_name, load_model, load_tokenizer, resolve_model
-from tutelage.configs.records import Certificate, CurvePoint, Metric, RoundReport, SiloCounts
-from tutelage.configs.schema import ClassificationTask, Task
+from tutelage.configs.records import Certificate, CurvePoint, Example, Metric, RoundReport, SiloCounts
+from tutelage.configs.schema import ClassificationTask
 from tutelage.configs.store import digest, write_atomic
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
@@ -69,7 +69,7 @@ def measure(run: Run, round: int) -> Done:
     """The student on the real test set, beside what else could be done without the private records."""
     recipe, config = run.recipe, run.recipe.measure
     compare = _comparison(run)
-    lessons = [lesson.example() for lesson in layout.lessons(run, round)]
+    lessons = layout.lessons(run, round).examples()
     instruction, public = layout.instruction(run, round), prompts.public_instruction(recipe.task)
     folder = resolve_model(recipe.student.base)
     base, tokenizer = load_model(folder)
@@ -101,30 +101,15 @@ def upper_line(run: Run, round: int) -> Done:
         return [], {"metrics": []}
     for silo in run.silos:
         formal.note_internal(run, silo, "student_on_originals", round)
-    originals = _originals(run, lessons)
-    instruction, folder = layout.instruction(run, round), resolve_model(recipe.student.base)
-    result = train.train_upper_line(
-        originals,
-        instruction=instruction,
-        base=folder,
-        base_name=hub_name(recipe.student.base),
-        out=layout.upper_line_path(run, round),
-        config=recipe.student,
-        seed=recipe.seed,
-    )
-    student, tokenizer = train.load_student(folder, result.adapter)
-    taught_with = [record.example() for record in originals]
-    metrics = _comparison(run).measure(
-        "originals", student, tokenizer, instruction=instruction, taught_with=taught_with, internal=True
-    )
-    return [result.adapter], {"metrics": _dump(metrics)}
+    out, instruction = layout.upper_line_path(run, round), layout.instruction(run, round)
+    return [out], _compared(run, out, "originals", _originals(run, lessons), instruction, internal=True)
 
 
-@stage(version=1)
+@stage(version=2)
 def bracket_student(run: Run, round: int, bracket: str) -> Done:
     """The student on what the bracket's teachers wrote, as many texts a class: what the asked ε is compared with."""
     recipe = run.recipe
-    wanted = run.facts(f"round-{round}/aggregate")["per_class"]
+    per_class = min(run.facts(f"round-{round}/aggregate")["per_class"].values())
     detectors = scrubber(recipe.screen)
     drafts = [
         draft
@@ -139,30 +124,21 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     ]
     wordings = [draft.prompt for draft in drafts if draft.kind == "instruction"]
     instruction = prompts.compose_instruction(recipe.task, instructions.medoid(wordings))
-    records = [PrivateRecord(one.id, one.prompt, one.completion) for one in drafts if one.kind == "example"]
-    chosen = _as_many(records, wanted, recipe.task, f"{recipe.seed}/{bracket}")
-    if len(chosen) < 2:
-        return [], {"metrics": []}
-    folder = resolve_model(recipe.student.base)
-    result = train.train_upper_line(
-        chosen,
-        instruction=instruction,
-        base=folder,
-        base_name=hub_name(recipe.student.base),
-        out=layout.bracket_path(run, round, bracket),
-        config=recipe.student,
+    written = {one.id: one for one in drafts if one.kind == "example"}
+    candidates = [Example(id=one.id, prompt=one.prompt, completion=one.completion) for one in written.values()]
+    chosen, _ = aggregation.aggregate(
+        candidates,
+        [formal.vote_bracket(run, round, silo, bracket, candidates) for silo in run.silos],
+        task=recipe.task,
+        config=recipe.aggregate.model_copy(update={"lessons_per_class": per_class}),
         seed=recipe.seed,
     )
-    student, tokenizer = train.load_student(folder, result.adapter)
-    metrics = _comparison(run).measure(
-        f"epsilon_{bracket.replace('.', '_')}",  # names of metrics are dotted
-        student,
-        tokenizer,
-        instruction=instruction,
-        taught_with=[record.example() for record in chosen],
-        internal=bracket != "0",
-    )
-    return [result.adapter], {"metrics": _dump(metrics)}
+    if len(chosen) < 2:
+        return [], {"metrics": []}
+    name = f"epsilon_{bracket.replace('.', '_')}"  # names of metrics are dotted
+    out = layout.bracket_path(run, round, bracket)
+    records = [PrivateRecord(id, written[id].prompt, written[id].completion) for id in chosen]
+    return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
 @stage(version=1)
@@ -298,19 +274,35 @@ def _comparison(run: Run) -> Comparison:
     return Comparison(run.recipe, [r.example() for r in read_records(layout.evaluation_path(run, "test"))])
 
 
+def _compared(
+    run: Run, out: Path, name: str, taught_with: list[PrivateRecord], instruction: str, *, internal: bool
+) -> dict[str, Any]:
+    """A student for comparison, trained on texts that are not released. Its adapter never leaves the vault."""
+    folder = resolve_model(run.recipe.student.base)
+    train.train_upper_line(
+        taught_with,
+        instruction=instruction,
+        base=folder,
+        base_name=hub_name(run.recipe.student.base),
+        out=out,
+        config=run.recipe.student,
+        seed=run.recipe.seed,
+    )
+    student, tokenizer = train.load_student(folder, out)
+    known = [record.example() for record in taught_with]
+    compare = _comparison(run)
+    metrics = compare.measure(name, student, tokenizer, instruction=instruction, taught_with=known, internal=internal)
+    return {"metrics": _dump(metrics)}
+
+
 def _originals(run: Run, lessons: LessonSet) -> list[PrivateRecord]:
     """As many original records per class as there are lessons, drawn over all silos. For the upper line only."""
     pool = [record for silo in run.silos for record in layout.records(run, silo)]
+    pool = random.Random(f"{run.recipe.seed}/originals").sample(pool, len(pool))
     wanted = Counter(aggregation.class_of(lesson.completion, run.recipe.task) for lesson in lessons)
-    return _as_many(pool, wanted, run.recipe.task, f"{run.recipe.seed}/originals")
-
-
-def _as_many(pool: list[PrivateRecord], wanted: Mapping[str, int], task: Task, seed: str) -> list[PrivateRecord]:
-    """Records drawn at random, as many of each class as wanted."""
-    pool = random.Random(seed).sample(pool, len(pool))
     chosen: list[PrivateRecord] = []
     for name, count in wanted.items():
-        chosen += [one for one in pool if aggregation.class_of(one.completion, task) == name][:count]
+        chosen += [one for one in pool if aggregation.class_of(one.completion, run.recipe.task) == name][:count]
     return chosen
 
 
@@ -320,7 +312,7 @@ def _next_topics(run: Run, round: int, student: Any, tokenizer: Any, instruction
     if not isinstance(task, ClassificationTask) or round == run.recipe.rounds:
         return {}
     used = {lesson.id for lesson in layout.lessons(run, round)}
-    spare = [one.example() for one in layout.all_lessons(run, round) if one.kind == "example" and one.id not in used]
+    spare = [one for one in layout.all_lessons(run, round).examples() if one.id not in used]
     spare = balanced(spare, _TOPIC_LESSONS // len(task.labels), run.recipe.seed)
     guesses = evaluate.classify(
         student,

@@ -72,6 +72,11 @@ class NoisyHistogram:
         return [count + _discrete_gaussian(variance) for count in counts]
 
 
+def noise_of(rho: float) -> float:
+    """Standard deviation of the noise that a histogram has at a cost of ρ; 0 where nothing is counted (ρ = 0)."""
+    return NoisyHistogram.calibrated(rho).sigma if 0 < rho < math.inf else 0.0
+
+
 def _discrete_gaussian(variance: Fraction) -> int:
     """An integer x with probability in proportion to exp(-x² / (2 variance)) (algorithm 3)."""
     scale = math.isqrt(math.floor(variance)) + 1

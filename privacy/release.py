@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pydantic import ValidationError
 
 from tutelage.configs.errors import PrivacyError
-from tutelage.configs.records import Lesson
+from tutelage.configs.records import Example, Lesson
 from tutelage.configs.schema import ScreenConfig
 from tutelage.configs.store import canonical_json, digest, read_jsonl, write_jsonl
 from tutelage.privacy.control_tokens import without_control_tokens
@@ -88,6 +88,10 @@ class LessonSet:
         if len({lesson.id for lesson in lessons}) < len(lessons):
             raise PrivacyError("a lesson is in two of the sets")
         return cls(lessons, sets[0].run_id, _SEAL)
+
+    def examples(self) -> list[Example]:
+        """The synthetic examples among them, instructions left out."""
+        return [lesson.example() for lesson in self.lessons if lesson.kind == "example"]
 
     def select(self, ids: Iterable[str]) -> LessonSet:
         """The lessons with these ids, in the order asked for.

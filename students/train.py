@@ -74,7 +74,7 @@ def train_student(
 
     if not isinstance(lessons, LessonSet):
         raise PrivacyError("a student is trained on a verified lesson set only")
-    examples = [lesson.example() for lesson in lessons if lesson.kind == "example"]
+    examples = lessons.examples()
     return _fit(examples, instruction, base, out, config, seed, progress, base_name)
 
 

@@ -61,7 +61,16 @@ def nearest(
     Returns:
         A candidate's number per unit; None (the unit abstains) where no candidate has its label.
     """
-    return aggregate.nearest(embed(texts), labels, embeddings, unit_labels)
+    candidates = embed(texts)
+    if len(labels) != len(texts) or len(unit_labels) != len(embeddings):
+        raise ValueError("every candidate and every unit has one label")
+    chosen: list[int | None] = [None] * len(unit_labels)
+    for label in set(labels):
+        among = [i for i, one in enumerate(labels) if one == label]
+        asking = [i for i, one in enumerate(unit_labels) if one == label]
+        for unit, at in zip(asking, aggregate.nearest(candidates[among], embeddings[asking]), strict=True):
+            chosen[unit] = among[at]
+    return chosen
 
 
 def evolve(

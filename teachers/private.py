@@ -48,20 +48,14 @@ class Deal:
     batches: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def draw(cls, units: Sequence[Unit], batches: int, batch_units: int, instruction_units: int) -> Deal:
+    def draw(cls, units: Sequence[Unit], batches: int, privacy: PrivatePredictionPrivacy) -> Deal:
         """Deal a silo's units out by the operating system's randomness; an owner is dealt out as one of its records.
 
         Raises:
             UserError: the silo has too few units.
         """
-        needed = batches * batch_units + instruction_units
-        if needed > len(units):
-            raise UserError(
-                f"a round takes {needed} units of a silo ({batches} batches of {batch_units}, and {instruction_units} "
-                f"for the instruction); this one has {len(units)}",
-                key="privacy.batch_units",
-                remedy="lower it, or teach.prompts_per_label, or privacy.instruction_units",
-            )
+        batch_units, instruction_units = privacy.batch_units, privacy.instruction_units
+        units_used(len(units), batches, privacy)
         [order] = split(units, len(units))
         ids = [unit.one().id for unit in order]
         rest = ids[instruction_units:]
@@ -79,6 +73,23 @@ class Deal:
         inside_vault(path)
         row = json.loads(path.read_text())
         return cls(tuple(row["instruction"]), tuple(map(tuple, row["batches"])))
+
+
+def units_used(units: int, batches: int, privacy: PrivatePredictionPrivacy) -> int:
+    """How many of a silo's units one round takes.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    used = batches * privacy.batch_units + privacy.instruction_units
+    if used > units:
+        raise UserError(
+            f"a round takes {used} units of a silo ({batches} batches of {privacy.batch_units}, and "
+            f"{privacy.instruction_units} for the instruction); this one has {units}",
+            key="privacy.batch_units",
+            remedy="lower it, or teach.prompts_per_label, or privacy.instruction_units",
+        )
+    return used
 
 
 class Journal:

@@ -16,7 +16,7 @@ from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
-from tutelage.teachers.aggregate import aggregate, count_votes
+from tutelage.teachers.aggregate import aggregate, count_votes, standing
 
 LABELS = ("ham", "news", "spam")
 MAIL = ClassificationTask(description="Sort mail.", labels=dict.fromkeys(LABELS, "some mail"))
@@ -47,31 +47,29 @@ def test_always_the_same_number_per_class(
 ) -> None:
     lessons = make(key, counts)
     ids = [lesson.id for lesson in lessons]
-    ballots = st.dictionaries(st.sampled_from([*ids, "gone"]), st.integers(1, 50))
-    votes = data.draw(st.lists(ballots, max_size=3))
+    voters = st.dictionaries(st.sampled_from(LABELS), st.integers(-5, 50))
+    votes = data.draw(st.lists(st.dictionaries(st.sampled_from([*ids, "gone"]), voters, max_size=8), max_size=3))
     config = AggregateConfig.model_validate({"method": method, "lessons_per_class": wanted})
-    chosen, per_class = aggregate(lessons, votes, task=MAIL, config=config, seed=seed)
+    chosen, per_class = aggregate(lessons.examples(), votes, task=MAIL, config=config, seed=seed)
     size = min(wanted, *counts.values())
     assert per_class == dict.fromkeys(LABELS, size)
     assert labels_of(lessons, chosen) == (Counter(dict.fromkeys(LABELS, size)) if size else Counter())
     if method == "vote":
-        total: Counter[str] = Counter()
-        for ballot in votes:
-            total.update(ballot)
+        stands = standing(votes, {lesson.id: lesson.completion for lesson in lessons})
         for label in LABELS:
             own = [lesson.id for lesson in lessons if lesson.completion == label]
-            left = [total[id] for id in own if id not in chosen]
-            kept = [total[id] for id in own if id in chosen]
+            left = [stands[id] for id in own if id not in chosen]
+            kept = [stands[id] for id in own if id in chosen]
             assert not left or not kept or min(kept) >= max(left)
-    assert aggregate(lessons, votes, task=MAIL, config=config, seed=seed) == (chosen, per_class)
+    assert aggregate(lessons.examples(), votes, task=MAIL, config=config, seed=seed) == (chosen, per_class)
 
 
 def test_a_class_without_lessons_gives_none_at_all(key: SiloKey) -> None:
     lessons = make(key, {"ham": 5, "spam": 5})
     nothing: tuple[list[str], dict[str, int]] = ([], {"ham": 0, "news": 0, "spam": 0})
-    assert aggregate(lessons, [], task=MAIL, config=AggregateConfig(), seed=0) == nothing
-    assert aggregate(make(key, {}), [], task=MAIL, config=AggregateConfig(), seed=0) == nothing
-    assert aggregate(make(key, {}), [], task=HELP, config=AggregateConfig(), seed=0) == ([], {"all": 0})
+    assert aggregate(lessons.examples(), [], task=MAIL, config=AggregateConfig(), seed=0) == nothing
+    assert aggregate(make(key, {}).examples(), [], task=MAIL, config=AggregateConfig(), seed=0) == nothing
+    assert aggregate(make(key, {}).examples(), [], task=HELP, config=AggregateConfig(), seed=0) == ([], {"all": 0})
 
 
 def test_a_generation_task_is_one_class_and_instructions_are_no_examples(key: SiloKey) -> None:
@@ -79,14 +77,14 @@ def test_a_generation_task_is_one_class_and_instructions_are_no_examples(key: Si
     wordings = signed(key, [("Be kind.", "")], kind="instruction")
     lessons = LessonSet.combine([wordings, answers])
     config = AggregateConfig(method="random", lessons_per_class=20)
-    chosen, per_class = aggregate(lessons, [], task=HELP, config=config, seed=0)
+    chosen, per_class = aggregate(lessons.examples(), [], task=HELP, config=config, seed=0)
     assert per_class == {"all": 9}
     assert sorted(chosen) == sorted(lesson.id for lesson in answers)
 
 
 def test_lessons_of_an_unknown_class_are_left_out(key: SiloKey) -> None:
     lessons = make(key, {"ham": 2, "news": 2, "spam": 2, "other": 9})
-    chosen, per_class = aggregate(lessons, [], task=MAIL, config=AggregateConfig(method="random"), seed=0)
+    chosen, per_class = aggregate(lessons.examples(), [], task=MAIL, config=AggregateConfig(method="random"), seed=0)
     assert per_class == {"ham": 2, "news": 2, "spam": 2}
     assert labels_of(lessons, chosen)["other"] == 0
 
@@ -96,31 +94,49 @@ def test_the_seed_decides_random_and_ties_and_nothing_else_does(key: SiloKey) ->
     mixed = lessons.select(lesson.id for lesson in reversed(lessons.lessons))
     for method in ("random", "vote"):
         config = AggregateConfig.model_validate({"method": method, "lessons_per_class": 5})
-        first, second = (aggregate(lessons, [], task=MAIL, config=config, seed=seed)[0] for seed in (1, 2))
+        first, second = (aggregate(lessons.examples(), [], task=MAIL, config=config, seed=seed)[0] for seed in (1, 2))
         assert set(first) != set(second)
-        assert first == aggregate(mixed, [], task=MAIL, config=config, seed=1)[0]
-    clear = {lesson.id: i + 1 for i, lesson in enumerate(lessons)}
+        assert first == aggregate(mixed.examples(), [], task=MAIL, config=config, seed=1)[0]
+    clear = {lesson.id: {lesson.completion: i + 1} for i, lesson in enumerate(lessons)}
     config = AggregateConfig(method="vote", lessons_per_class=5)
-    chosen = [set(aggregate(lessons, [clear], task=MAIL, config=config, seed=seed)[0]) for seed in (1, 2)]
+    chosen = [set(aggregate(lessons.examples(), [clear], task=MAIL, config=config, seed=seed)[0]) for seed in (1, 2)]
     assert chosen[0] == chosen[1]
     assert chosen[0] == {lessons.lessons[30 * c + i].id for c in range(3) for i in range(25, 30)}
     ignored = AggregateConfig(method="random", lessons_per_class=5)
-    without = aggregate(lessons, [], task=MAIL, config=ignored, seed=1)
-    assert aggregate(lessons, [clear], task=MAIL, config=ignored, seed=1) == without
+    without = aggregate(lessons.examples(), [], task=MAIL, config=ignored, seed=1)
+    assert aggregate(lessons.examples(), [clear], task=MAIL, config=ignored, seed=1) == without
 
 
 def test_the_silos_votes_add_up(key: SiloKey) -> None:
     lessons = make(key, dict.fromkeys(LABELS, 3))
     a, b, c = (lesson.id for lesson in lessons if lesson.completion == "ham")
     config = AggregateConfig(method="vote", lessons_per_class=2)
-    chosen, _ = aggregate(lessons, iter([{a: 3}, {b: 2, c: 1}, {b: 2}]), task=MAIL, config=config, seed=0)
+    ballots = [{a: {"ham": 3}}, {b: {"ham": 2}, c: {"ham": 1}}, {b: {"ham": 2}}]
+    chosen, _ = aggregate(lessons.examples(), iter(ballots), task=MAIL, config=config, seed=0)
     assert [id for id in chosen if id in (a, b, c)] == [b, a]  # most voted first
+
+
+def test_a_lesson_that_another_class_votes_for_is_not_chosen() -> None:
+    """Nine in ten are ham: by counts alone every lesson would be ham's."""
+    classes = {"good spam": "spam", "like ham": "spam", "unread": "spam", "dull ham": "ham"}
+    votes = {
+        "good spam": {"spam": 60, "ham": 200},
+        "like ham": {"spam": 40, "ham": 500},
+        "unread": {"spam": 0, "ham": 0},
+        "dull ham": {"spam": 0, "ham": 200},
+    }
+    stands = standing([votes, votes], classes)
+    assert stands["good spam"] == pytest.approx(0.6 - 200 / 900)
+    assert sorted(classes, key=lambda id: -stands[id]) == ["good spam", "dull ham", "unread", "like ham"]
+    assert standing([], classes) == dict.fromkeys(classes, 0)
+    noise = {"unread": {"spam": -7, "ham": 3}}
+    assert standing([noise], classes)["unread"] < 0
 
 
 def test_lessons_of_several_silos_pass_verification(key: SiloKey, tmp_path: Path) -> None:
     north, south = make(key, dict.fromkeys(LABELS, 2)), signed(key, [("spam 0", "spam")], silo="silo-1")
     lessons = verified(LessonSet.combine([north, south]), key, tmp_path)
-    chosen, _ = aggregate(lessons, [], task=MAIL, config=AggregateConfig(), seed=0)
+    chosen, _ = aggregate(lessons.examples(), [], task=MAIL, config=AggregateConfig(), seed=0)
     assert len(lessons.select(chosen)) == 6
 
 
@@ -147,30 +163,35 @@ def record_vectors() -> np.ndarray:
     return embed([record.text for record in RECORDS])
 
 
-def test_each_record_votes_once_for_the_nearest_lesson_of_its_class(key: SiloKey, record_vectors: np.ndarray) -> None:
-    lessons = LessonSet.combine(
-        [signed(key, WRITTEN), signed(key, [("Discount pills and medicine.", "")], kind="instruction")]
-    )
-    football, pills, parliament, mortgage = (lesson.id for lesson in lessons if lesson.kind == "example")
-    votes = count_votes(RECORDS, record_vectors, lessons, MAIL)
-    assert votes.get(football, 0) >= 2
-    assert votes[pills] == 1  # record 4 speaks of pills too, but is of another class
-    assert votes[mortgage] == 1
-    assert votes.get(football, 0) + votes.get(parliament, 0) == 3
-    assert sum(votes.values()) == 5  # nobody wrote a ham lesson, so one record has nothing to vote for
-    one_by_one: Counter[str] = Counter()
+def test_each_record_votes_once_for_the_nearest_lesson_and_says_its_class(
+    key: SiloKey, record_vectors: np.ndarray
+) -> None:
+    lessons = signed(key, WRITTEN)
+    football, pills, parliament, mortgage = (lesson.id for lesson in lessons)
+    votes = count_votes(RECORDS, record_vectors, lessons.examples(), MAIL)
+    assert votes.keys() == {football, pills, parliament, mortgage}
+    assert all(by_class.keys() == set(LABELS) for by_class in votes.values())
+    assert votes[football]["news"] == 2
+    assert votes[pills] == {"spam": 1, "news": 1, "ham": 0}  # record 4 speaks of pills too, but is of another class
+    assert votes[mortgage]["spam"] == 1
+    assert sum(by_class["ham"] for by_class in votes.values()) == 1  # nobody wrote a ham lesson; it votes all the same
+    one_by_one: Counter[tuple[str, str]] = Counter()
     for i in range(len(RECORDS)):
-        one_by_one.update(count_votes(RECORDS[i : i + 1], record_vectors[i : i + 1], lessons, MAIL))
-    assert votes == one_by_one
+        alone = count_votes(RECORDS[i : i + 1], record_vectors[i : i + 1], lessons.examples(), MAIL)
+        one_by_one.update({(id, name): n for id, by_class in alone.items() for name, n in by_class.items()})
+    assert one_by_one == {(id, name): n for id, by_class in votes.items() for name, n in by_class.items()}
 
 
 def test_in_a_generation_task_every_record_votes(key: SiloKey, record_vectors: np.ndarray) -> None:
     lessons = signed(key, [(text, f"answer {i}") for i, (text, _) in enumerate(WRITTEN)])
-    votes = count_votes(RECORDS, record_vectors, lessons, HELP)
-    assert sum(votes.values()) == len(RECORDS)
+    votes = count_votes(RECORDS, record_vectors, lessons.examples(), HELP)
+    assert sum(by_class["all"] for by_class in votes.values()) == len(RECORDS)
+    stands = standing([votes], {lesson.id: "all" for lesson in lessons})
+    assert all(stands[id] == pytest.approx(by_class["all"] / len(RECORDS)) for id, by_class in votes.items())
 
 
 def test_nothing_to_vote_for_and_nobody_to_vote(key: SiloKey, record_vectors: np.ndarray) -> None:
-    assert count_votes(RECORDS, record_vectors, make(key, {}), MAIL) == {}
-    assert count_votes([], np.zeros((0, 384), dtype=np.float32), signed(key, WRITTEN), MAIL) == {}
-    assert count_votes(RECORDS[5:], record_vectors[5:], signed(key, WRITTEN), MAIL) == {}
+    written = signed(key, WRITTEN).examples()
+    assert count_votes(RECORDS, record_vectors, [], MAIL) == {}
+    nobody = count_votes([], np.zeros((0, 384), dtype=np.float32), written, MAIL)
+    assert {n for by_class in nobody.values() for n in by_class.values()} == {0}

@@ -394,9 +394,9 @@ def test_one_units_presence_moves_no_other_choice(monkeypatch: pytest.MonkeyPatc
 
 def test_labels_must_fit() -> None:
     units = embed(POOL[:3])
-    with pytest.raises(ValueError, match="one class"):
+    with pytest.raises(ValueError, match="one label"):
         nearest(["a"], [], units, [None] * 3)
-    with pytest.raises(ValueError, match="one class"):
+    with pytest.raises(ValueError, match="one label"):
         nearest(["a"], [None], units, [None] * 2)
 
 

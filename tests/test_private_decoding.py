@@ -18,6 +18,7 @@ from tutelage.privacy import accounting
 from tutelage.privacy.ledger import Internal, Ledger, Terms
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines import private as module
+from tutelage.teachers.engines import rows
 from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
 
@@ -174,8 +175,8 @@ def test_however_many_tokens_may_be_drawn_scores_are_the_same(
     one, work = mechanism(sensitivity=sensitivity), batches(5)
     with torch.inference_mode():
         expected = [plainly(model, tokenizer, publics(), batch, one, set()) for batch in work]
-    for few in (0.0, module._FEW, 10.0):
-        monkeypatch.setattr(module, "_FEW", few)
+    for few in (0.0, rows._FEW, 10.0):
+        monkeypatch.setattr(rows, "_FEW", few)
         assert [[text.text for text in row] for row in write(loaded, work, one)] == [
             [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in row] for row in expected
         ]

@@ -58,7 +58,7 @@ def vault(tmp_path: Path) -> Path:
 
 
 def deal_of(count: int = 20) -> Deal:
-    return Deal.draw(by_record(records(count)), TEACH.prompts_per_label, PRIVACY.batch_units, PRIVACY.instruction_units)
+    return Deal.draw(by_record(records(count)), TEACH.prompts_per_label, PRIVACY)
 
 
 def teach(engine: TransformersEngine, vault: Path, deal: Deal, **changes: Any) -> Written:
@@ -103,7 +103,7 @@ def test_the_deal_never_looks_at_what_units_hold(monkeypatch: pytest.MonkeyPatch
                 for one in records()
             ]
         )
-        dealt.append(Deal.draw(units, 5, 3, 2))
+        dealt.append(Deal.draw(units, 5, PRIVACY))
     assert dealt[0] == dealt[1]
 
 

@@ -26,6 +26,7 @@ from tutelage.configs.errors import UserError
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
+from tutelage.teachers.engines.rows import Head, RowCache
 from tutelage.teachers.engines.transformers import additive_mask, check_length, end_tokens
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class _Heads:
         from transformers import DynamicCache
 
         self.model, self.tokenizer, self.publics = decoder.model, decoder.tokenizer, publics
-        self.head = _Head(self.model)
+        self.head = Head(self.model)
         self.tail_width = decoder.tail_tokens
         encoded = [self.tokenizer(one.head, add_special_tokens=False)["input_ids"] for one in publics]
         ids, self.mask = self._padded(encoded, max(1, max(map(len, encoded))))
@@ -258,7 +259,7 @@ class _Slots:
         self.model, self.heads, self.width = decoder.model, heads, heads.width
         self.texts, self.places, self.count = *shape, count
         self.rows = self.texts + self.places
-        self.cache = _Cache(self.model, count * self.rows, self.width + max_tokens)
+        self.cache = RowCache(self.model, count * self.rows, self.width + max_tokens)
         self.head = heads.head
         self.running: dict[int, int] = {}
         """Batch -> its slot."""
@@ -381,106 +382,3 @@ class _Slots:
         self.lengths = [self.lengths[slot] for slot in kept]
         self.running = {index: at for at, index in enumerate(self.running)}
         self.count, self.free = len(kept), []
-
-
-_FEW = 0.1
-"""Share of the vocabulary up to which picked rows are multiplied instead of all."""
-
-
-class _Head:
-    """A model as body and vocabulary head, so that private rows are scored on the candidates alone.
-
-    Where the model does more to its logits than multiply (it caps or scales them), `state` holds whole logits instead.
-    """
-
-    def __init__(self, model: Any) -> None:
-        import torch
-
-        self.model, self.body, self.head = model, model.get_decoder(), model.get_output_embeddings()
-        probe = torch.arange(4, device=model.device)[None]
-        with torch.inference_mode():
-            split = self.head(self.body(input_ids=probe, use_cache=False).last_hidden_state[:, -1])
-            whole = model(input_ids=probe, use_cache=False, logits_to_keep=1).logits[:, -1]
-        self.plain = bool(torch.equal(split, whole))
-        self.size: int = self.head.weight.shape[1] if self.plain else whole.shape[-1]
-
-    def run(self, **inputs: Any) -> torch.Tensor:
-        """The last position's state (rows, size)."""
-        if self.plain:
-            state: torch.Tensor = self.body(**inputs).last_hidden_state[:, -1]
-        else:
-            state = self.model(**inputs, logits_to_keep=1).logits[:, -1]
-        return state
-
-    def scores(self, state: torch.Tensor) -> torch.Tensor:
-        """(..., size) -> (..., V)."""
-        return self.head(state) if self.plain else state
-
-    def scores_of(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(S, places, size) and tokens (S, texts, K) -> (S, texts, places, K)."""
-        import torch
-
-        texts = tokens.shape[1]
-        # Picking rows of the vocabulary pays while there are few: unclipped, there are thousands.
-        if not self.plain or texts * tokens.shape[-1] > _FEW * self.head.weight.shape[0]:
-            wide = self.scores(state)[:, None].expand(-1, texts, -1, -1)
-            return wide.gather(-1, tokens[:, :, None].expand(-1, -1, state.shape[1], -1))
-        found = torch.einsum("smd,sykd->symk", state, self.head.weight[tokens])
-        if self.head.bias is not None:
-            found = found + self.head.bias[tokens][:, :, None]
-        return found
-
-
-class _Cache:
-    """Keys and values of all rows, allocated once and written in place, each row at a column of its own."""
-
-    def __init__(self, model: Any, rows: int, capacity: int) -> None:
-        from transformers import DynamicCache
-
-        self.rows, self.capacity, self.used = rows, capacity, 0
-        self.columns: torch.Tensor
-        self.layers: list[Any] = [_layer(self) for _ in range(model.config.get_text_config().num_hidden_layers)]
-        self.made = DynamicCache()
-        self.made.layers = self.layers
-
-    def put(self, rows: torch.Tensor, prompts: Any) -> None:
-        """Copy the keys and values of prompts into rows."""
-        for own, layer in zip(self.layers, prompts.layers, strict=True):
-            own.put(rows, layer.keys, layer.values)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep some rows only."""
-        self.rows = len(rows)
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-
-
-def _layer(owner: _Cache) -> Any:
-    """One layer's keys and values (rows, heads, capacity, head size), as transformers' caches hold them."""
-    import torch
-    from transformers.cache_utils import DynamicLayer
-
-    class Layer(DynamicLayer):
-        keys: torch.Tensor
-        values: torch.Tensor
-
-        def put(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-            if not self.is_initialized:
-                shape = (owner.rows, keys.shape[1], owner.capacity, keys.shape[3])
-                self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
-                self.is_initialized = True
-            self.keys[rows, :, : keys.shape[2]] = keys
-            self.values[rows, :, : values.shape[2]] = values
-
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            every = torch.arange(owner.rows, device=key_states.device)
-            self.keys[every, :, owner.columns] = key_states[:, :, 0]
-            self.values[every, :, owner.columns] = value_states[:, :, 0]
-            return self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
-
-        def get_seq_length(self) -> int:
-            return owner.used
-
-    return Layer()
