@@ -112,6 +112,21 @@ class GateDecision(Frozen):
     outcomes: tuple[RuleOutcome, ...]
 
 
+class Curve(Frozen):
+    """An attack's ROC curve: how many members it finds at each share of false alarms."""
+
+    name: str
+    """The attack's, e.g. `mia.loss`."""
+    fpr: tuple[float, ...]
+    """False positive rates, rising, from 0 to 1."""
+    tpr: tuple[float, ...]
+    """True positive rates, as many."""
+    members: int = Field(ge=0)
+    nonmembers: int = Field(ge=0)
+    internal: bool = False
+    """As a metric's."""
+
+
 class CurvePoint(Frozen):
     """One evaluation during training; losses in nats per completion token."""
 

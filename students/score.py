@@ -131,7 +131,7 @@ def label_scores(
     with torch.inference_mode(), _bar(progress, len(rows)) as bar:
         shared = shared_prefix(model, rows, len(rows))
         suffixes = [row[shared.length :] for row in rows]
-        for batch in _batches([len(row) for row in suffixes], [1] * len(rows), batch_rows):
+        for batch in batches([len(row) for row in suffixes], [1] * len(rows), batch_rows):
             scores[batch] = _score_labels(model, pad_id(tokenizer), [suffixes[i] for i in batch], candidates, shared)
             bar.update(len(batch))
     return scores
@@ -227,7 +227,7 @@ def extend_prefix(model: PreTrainedModel, prefix: Prefix, ids: list[int]) -> Pre
     return Prefix(prefix.length + len(ids), layers)
 
 
-def _batches(lengths: Sequence[int], kept: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], kept: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first, bounded in rows and in logits."""
     batch: list[int] = []
     widest = 0
@@ -292,7 +292,7 @@ def _score_rows(
     """Log-probabilities of the completion ids in rows of (context ids behind the prefix, completion ids)."""
     scores = [np.zeros(0)] * len(rows)
     kept = [len(completion) for _, completion in rows]
-    for batch in _batches([len(context) + len(completion) for context, completion in rows], kept, batch_rows):
+    for batch in batches([len(context) + len(completion) for context, completion in rows], kept, batch_rows):
         fed = [(rows[i][0] + rows[i][1])[:-1] for i in batch]
         logits, _, _ = run_rows(model, pad, fed, prefix, max(kept[i] for i in batch))
         for index, row in zip(batch, logits, strict=True):

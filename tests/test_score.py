@@ -129,7 +129,7 @@ def test_nll_matches_the_models_own_loss(tiny: Any, beginning: str) -> None:
 
 def test_logits_stay_within_bounds() -> None:
     lengths = [300, 10, 900, 45, 45, 3000]
-    batches = list(score._batches(lengths, lengths, 4))
+    batches = list(score.batches(lengths, lengths, 4))
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 2048 for b in batches)
     assert all(len(batch) <= 4 for batch in batches)
