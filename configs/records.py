@@ -112,6 +112,13 @@ class GateDecision(Frozen):
     outcomes: tuple[RuleOutcome, ...]
 
 
+class Override(Frozen):
+    """Somebody published a student that its gate refused, and says so with their name."""
+
+    by: str = Field(min_length=3, max_length=100)
+    reason: str = Field(min_length=20, max_length=2000)
+
+
 class Curve(Frozen):
     """An attack's ROC curve: how many members it finds at each share of false alarms."""
 
@@ -217,8 +224,12 @@ class RoundReport(Frozen):
     topics_next: dict[str, float]
     """Share of each class asked for in the next round, from this report's aggregates."""
     metrics: tuple[Metric, ...]
+    roc: tuple[Curve, ...] = ()
+    """Of the attacks that tell members from non-members."""
     curve: tuple[CurvePoint, ...]
     decision: GateDecision
+    override: Override | None = None
+    """Who published the student although its gate refused; None: nobody, as it should be."""
     lessons_digest: str
     adapter_digest: str
 

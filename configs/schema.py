@@ -291,6 +291,8 @@ class GateRule(Section):
     """Compare the difference to this other metric's value."""
     op: Literal[">=", "<="]
     value: float = Field(allow_inf_nan=False)
+    min_n: int = Field(1, ge=1)
+    """Fewest items the figure must rest on. A bound on a share of five says nothing, however good it looks."""
 
 
 class GateConfig(Section):

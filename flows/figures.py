@@ -74,6 +74,7 @@ _UNITS = {
 # as privacy/gate.py words its rules
 _RULE = re.compile(
     r"(?P<metric>.+?)(?: \((?P<bound>value|ci_low|ci_high)\))?(?: - (?P<minus>\S+))? (?P<op>>=|<=) (?P<value>\S+)"
+    r"(?: with n >= (?P<least>\d+))?"
 )
 _BOUNDS = {"ci_low": " (lower end of its interval)", "ci_high": " (upper end of its interval)"}
 # as privacy/attacks note in a metric's interval what chance would give
@@ -230,7 +231,8 @@ def plain_rule(outcome: RuleOutcome) -> str:
         return f"{outcome.rule}."
     less = f" minus {_lower(title_of(match['minus']))}" if match["minus"] else ""
     limit = f"at {'least' if match['op'] == '>=' else 'most'} {rule_figures(outcome)[1]}"
-    return f"{title_of(match['metric'])}{_BOUNDS.get(match['bound'], '')}{less} must be {limit}."
+    least = f", measured on {match['least']} items or more" if match["least"] else ""
+    return f"{title_of(match['metric'])}{_BOUNDS.get(match['bound'], '')}{less} must be {limit}{least}."
 
 
 def rule_figures(outcome: RuleOutcome) -> tuple[str, str]:

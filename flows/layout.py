@@ -63,6 +63,11 @@ def ledgers_path(run: Run) -> Path:
     return formal.ledgers if formal and formal.ledgers else run.dir.root.parent / "ledgers"
 
 
+def registry_path(run: Run) -> Path:
+    """The folder of published students, beside the run."""
+    return run.dir.root.parent / "registry"
+
+
 def key_path(run: Run, silo: str) -> Path:
     return run.dir.silo(silo) / "key.pem"
 

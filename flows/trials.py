@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.configs.models import hub_name, load_model, load_tokenizer, resolve_model
+from tutelage.configs.models import hub_name, load_model, resolve_model
 from tutelage.configs.records import Certificate, CurvePoint, Example, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask
 from tutelage.configs.store import digest, write_atomic
-from tutelage.flows import formal, layout
+from tutelage.flows import formal, layout, registry
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
 from tutelage.privacy import canaries, certificate, gate
@@ -247,17 +247,7 @@ def publish_student(run: Run, round: int) -> Done:
     """Put a passed adapter into the registry. A refused one stays where it is, in the vault."""
     if not run.facts(f"round-{round}/judge_round")["passed"]:
         return [], {"published": None}
-    report = layout.report(run, round)
-    target = publish.publish(
-        layout.adapter_path(run, round),
-        run.dir.root.parent / "registry",
-        run.recipe.name,
-        report.decision,
-        report,
-        base_name=hub_name(run.recipe.student.base),
-        tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
-    )
-    return [], {"published": target.name}
+    return [], {"published": registry.publish_round(run, round).name}
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from tutelage.configs.schema import GateConfig, GateRule
 def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> GateDecision:
     """Whether a round's student may be published.
 
-    Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included), where any name was
-    measured twice, and where there are no lessons or no rules. The order of metrics and of rules makes no difference.
+    Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included) or rests on fewer items
+    than the rule asks for, where any name was measured twice, and where there are no lessons or no rules. The order of
+    metrics and of rules makes no difference.
 
     Args:
         metrics: Everything the round measured.
@@ -37,10 +38,11 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> Ga
 
 
 def rule_in_words(rule: GateRule) -> str:
-    """E.g. `accuracy.student (ci_low) - accuracy.zero_shot >= 0.05`."""
+    """E.g. `accuracy.student (ci_low) - accuracy.zero_shot >= 0.05 with n >= 100`."""
     bound = "" if rule.bound == "value" else f" ({rule.bound})"
     minus = f" - {rule.minus}" if rule.minus is not None else ""
-    return f"{rule.metric}{bound}{minus} {rule.op} {rule.value:g}"
+    least = f" with n >= {rule.min_n}" if rule.min_n > 1 else ""
+    return f"{rule.metric}{bound}{minus} {rule.op} {rule.value:g}{least}"
 
 
 def _standing(condition: str, observed: int, threshold: int, passed: bool) -> RuleOutcome:
@@ -53,7 +55,7 @@ def _apply(rule: GateRule, metrics: Mapping[str, Metric], counts: Mapping[str, i
     needed: list[tuple[str, str]] = [(rule.metric, rule.bound)]
     if rule.minus is not None:
         needed.append((rule.minus, "value"))
-    obstacles = [_obstacle(name, bound, metrics, counts) for name, bound in needed]
+    obstacles = [_obstacle(name, bound, rule.min_n, metrics, counts) for name, bound in needed]
     if not math.isfinite(rule.value):
         obstacles.append("the rule's threshold is not a finite number")
     reason = next((obstacle for obstacle in obstacles if obstacle), None)
@@ -67,13 +69,17 @@ def _apply(rule: GateRule, metrics: Mapping[str, Metric], counts: Mapping[str, i
     return RuleOutcome(rule=rule_in_words(rule), observed=observed, threshold=rule.value, passed=passed, reason=reason)
 
 
-def _obstacle(name: str, bound: str, metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> str | None:
+def _obstacle(
+    name: str, bound: str, min_n: int, metrics: Mapping[str, Metric], counts: Mapping[str, int]
+) -> str | None:
     """Why a figure can't be compared, or None."""
     metric = metrics.get(name)
     if metric is None:
         return f"{name} was measured twice" if name in counts else f"{name} is missing"
     if not metric.measured:
         return f"{name} could not be measured"
+    if metric.n < min_n:
+        return f"{name} rests on {metric.n} items, {min_n} are asked for"
     if not math.isfinite(getattr(metric, bound)):
         return f"{name} ({bound}) is infinite"
     return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tutelage.configs.errors import PrivacyError, UserError
-from tutelage.configs.records import GateDecision, Metric, RoundReport, RuleOutcome
+from tutelage.configs.records import GateDecision, Metric, Override, RoundReport, RuleOutcome
 from tutelage.configs.store import digest, file_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def publish(
     *,
     base_name: str,
     tokenizer: PreTrainedTokenizerBase,
+    override: Override | None = None,
 ) -> Path:
     """Put an adapter that passed its gate into the registry, as the next version.
 
@@ -65,18 +66,20 @@ def publish(
         report: The round's report, which holds the same decision and this adapter's digest.
         base_name: Public name of the base model.
         tokenizer: The base's tokenizer, put beside the adapter.
+        override: Who wants it published although its gate refused, and why. It stands first on the model card.
 
     Returns:
         The version's folder. It is complete when it appears, and never changed afterwards.
 
     Raises:
-        PrivacyError: the gate didn't pass, or decision, report and adapter don't belong together.
-        UserError: the name can't be used, or there is no adapter.
+        PrivacyError: the gate didn't pass and nobody overrides it, or decision, report and adapter don't belong
+            together.
+        UserError: the name can't be used, there is no adapter, or there is nothing to override.
     """
-    _check(adapter, name, decision, report, base_name)
+    _check(adapter, name, decision, report, base_name, override)
     shelf = registry / name
     shelf.mkdir(parents=True, exist_ok=True)
-    public = public_report(report)
+    public = public_report(report).model_copy(update={"override": override})
     with tempfile.TemporaryDirectory(prefix=".staged-", dir=shelf) as folder:
         staged = Path(folder) / "version"
         staged.mkdir()
@@ -97,6 +100,7 @@ def public_report(report: RoundReport) -> RoundReport:
     return report.model_copy(
         update={
             "metrics": tuple(metric for metric in report.metrics if not metric.internal),
+            "roc": tuple(curve for curve in report.roc if not curve.internal),
             "decision": report.decision.model_copy(update={"outcomes": outcomes}),
         }
     )
@@ -112,23 +116,31 @@ def model_card(name: str, report: RoundReport, base_name: str) -> str:
         "tags": ["lora", "peft", "social-learning", "synthetic-data", "tutelage"],
         "metrics": sorted({metric.name.split(".")[0] for metric in report.metrics if ".student" in metric.name}),
     }
-    outcomes = "".join(f"- {outcome.rule}: {_figure(outcome.observed)}\n" for outcome in report.decision.outcomes)
+    outcomes = "".join(
+        f"- {'passed' if outcome.passed else '**refused**'}: {outcome.rule}: {_figure(outcome.observed)}\n"
+        for outcome in report.decision.outcomes
+    )
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n{_warning(report.override)}"
         f"A LoRA adapter for `{base_name}`, trained on synthetic lessons written by the teachers of "
         f"{len(report.silos)} silos (recipe `{report.recipe_name}`, run `{report.run_id}`, round {report.round}). "
         "It was trained on no original record.\n\n"
         f"**Protection.** {report.protection}\n\n"
         f"## Use\n\nGive it this system prompt, the one it was trained with:\n\n{_quoted(report.instruction)}\n\n"
         f"## Figures\n\n{_table(report.metrics)}\n"
-        f"## Gate\n\nPassed:\n\n{outcomes}\n"
+        f"## Gate\n\n{outcomes}\n"
         f"Lessons `{report.lessons_digest}`, adapter `{report.adapter_digest}`, recipe `{report.recipe_digest}`.\n"
     )
 
 
-def _check(adapter: Path, name: str, decision: GateDecision, report: RoundReport, base_name: str) -> None:
-    if not decision.passed or not decision.outcomes or not all(outcome.passed for outcome in decision.outcomes):
+def _check(
+    adapter: Path, name: str, decision: GateDecision, report: RoundReport, base_name: str, override: Override | None
+) -> None:
+    passed = decision.passed and bool(decision.outcomes) and all(outcome.passed for outcome in decision.outcomes)
+    if not passed and override is None:
         raise PrivacyError("the gate did not let this student pass: it stays in the vault")
+    if passed and override is not None:
+        raise UserError("the gate passed: there is nothing to override", remedy="publish it without --override")
     if report.decision != decision:
         raise PrivacyError("the report holds another decision than the one given")
     if adapter_digest(adapter) != report.adapter_digest:
@@ -142,6 +154,19 @@ def _check(adapter: Path, name: str, decision: GateDecision, report: RoundReport
             key="name",
             remedy="small letters, digits, '.', '_' and '-', at most 64, a letter or digit first",
         )
+
+
+def _warning(override: Override | None) -> str:
+    if override is None:
+        return ""
+    return (
+        "> **This student was refused by its gate and published all the same**, "
+        f"by {_one_line(override.by)}, who gives this reason:\n>\n{_quoted(override.reason)}\n\n"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _withhold(outcome: RuleOutcome, hidden: Sequence[str]) -> RuleOutcome:

@@ -152,6 +152,18 @@ def test_a_rule_in_words():
     assert (outcome.observed, outcome.threshold) == (0.25, 0.05)
 
 
+def test_too_few_items_refuse():
+    seen = [metric("a", 1), metric("b", 1).model_copy(update={"n": 99})]
+    for least, minus, passed in ((10, None, True), (11, None, False), (10, "b", True), (11, "b", False)):
+        rule = GateRule(metric="a", minus=minus, op="<=", value=5, min_n=least)
+        decision = decide(seen, GateConfig(rules=(rule,)), lessons=1)
+        assert decision.passed == passed
+        if not passed:
+            assert decision.outcomes[-1].observed is None
+            assert decision.outcomes[-1].reason == "a rests on 10 items, 11 are asked for"
+            assert decision.outcomes[-1].rule.endswith("<= 5 with n >= 11")
+
+
 @dataclass(frozen=True)
 class Measured:
     """Has the fields of `privacy.overlap.Overlap`, whose making takes real records and a model."""

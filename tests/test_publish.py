@@ -15,6 +15,7 @@ from tutelage.configs.records import (
     Example,
     GateDecision,
     Metric,
+    Override,
     RoundReport,
     RuleOutcome,
     SiloCounts,
@@ -165,6 +166,31 @@ def test_what_did_not_pass_is_not_published(made: tuple[Path, Path, Any], tmp_pa
     with pytest.raises(PrivacyError):
         put(made, tmp_path / "registry", base_name="another/base")
     assert not (tmp_path / "registry").exists()
+
+
+def test_a_refused_student_is_published_by_name_and_says_so(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    refused = report_of(made[1], passed=False)
+    override = Override(by="Ada  Example", reason="The rule is about\n# another corpus, see ticket 12.")
+    version = put(made, tmp_path, report=refused, override=override)
+    card = (version / "README.md").read_text()
+    assert "refused by its gate and published all the same**, by Ada Example" in card
+    assert "> # another corpus" in card  # its words cannot become a heading of the card
+    assert card.index("Ada Example") < card.index("## Use")
+    assert "**refused**: overlap.longest_run_max" in card
+    published = json.loads((version / "report.json").read_text())
+    assert published["override"] == override.model_dump()
+    assert published["decision"]["passed"] is False
+
+
+def test_an_override_needs_a_name_a_reason_and_a_refusal(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    for by, reason in (("", "a reason that is long enough"), ("Ada Example", "because")):
+        with pytest.raises(ValueError, match="at least"):
+            Override(by=by, reason=reason)
+    with pytest.raises(UserError, match="nothing to override"):
+        put(made, tmp_path, override=Override(by="Ada Example", reason="a reason that is long enough"))
+    broken = report_of(made[1], passed=False).model_copy(update={"adapter_digest": "2" * 64})
+    with pytest.raises(PrivacyError, match="another adapter"):
+        put(made, tmp_path, report=broken, override=Override(by="Ada Example", reason="a reason that is long enough"))
 
 
 def test_what_the_user_can_mend(made: tuple[Path, Path, Any], tmp_path: Path) -> None:

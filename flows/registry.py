@@ -1,0 +1,42 @@
+"""A run's student goes into the registry beside the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.models import hub_name, load_tokenizer, resolve_model
+from tutelage.configs.records import Override
+from tutelage.flows import layout
+from tutelage.flows.stage import Run
+from tutelage.students import publish
+
+
+def publish_round(run: Run, round: int, override: Override | None = None) -> Path:
+    """Publish a round's student as its recipe's next version.
+
+    Args:
+        run: The run.
+        round: A finished one.
+        override: Who publishes it although its gate refused.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        UserError: the round is not finished, or had no student.
+        PrivacyError: its gate refused, and nobody overrides that.
+    """
+    if not layout.report_path(run, round).exists():
+        raise UserError(f"round {round} is not finished", file=run.dir.root, remedy=f"tutelage resume {run.dir.root}")
+    report = layout.report(run, round)
+    return publish.publish(
+        layout.adapter_path(run, round),
+        layout.registry_path(run),
+        run.recipe.name,
+        report.decision,
+        report,
+        base_name=hub_name(run.recipe.student.base),
+        tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
+        override=override,
+    )
