@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -272,12 +272,24 @@ class MeasureConfig(Section):
     """Public texts for the forgetting check."""
 
 
-class AttackConfig(Section):
-    """The attacks of every round."""
+AttackName = Literal[
+    "loss", "zlib_ratio", "min_k", "rmia", "extraction", "ngram", "neighbour", "auxiliary", "instruction", "one_run"
+]  # fmt: skip
 
-    canaries: int = Field(8, ge=2)
-    """Planted texts, half in and half out in expectation, each by its own coin."""
+
+class AttackConfig(Section):
+    """The attacks of every round. Exposure and overlap are always measured."""
+
+    run: tuple[AttackName, ...] = get_args(AttackName)
+    """Which of the others are run; all of them, if this is left out."""
+    members: int = Field(100, ge=2)
+    """Records of the silos, and as many that no silo holds, for an attack to tell apart; as many of every label."""
+    canaries: int = Field(100, ge=2)
+    """Planted texts, half in and half out in expectation, each by its own coin. 100 can show an ε of 3.5 at most."""
     canary_copies: int = Field(1, ge=1)
+    """How often a canary is planted. An ε measured on several copies is not one of a single record."""
+    ranked_canaries: int = Field(8, ge=2)
+    """How many of them are ranked among candidates, for the exposure."""
     canary_candidates: int = Field(64, ge=2)
     """Size of the set each canary's secret is ranked in."""
 

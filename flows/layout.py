@@ -77,7 +77,7 @@ def drafts_path(run: Run, round: int, silo: str, bracket: str | None = None) -> 
 
 
 def evaluation_path(run: Run, name: str) -> Path:
-    """`test`, `nonmembers` or `canaries`: private, and no teacher's."""
+    """`test`, `members`, `nonmembers` or `canaries`: private, and no teacher's."""
     return run.dir.vault / "evaluation" / f"{name}.jsonl"
 
 

@@ -23,7 +23,7 @@ from tutelage.privacy import canaries
 from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import indexed_texts
-from tutelage.privacy.partition import partition
+from tutelage.privacy.partition import controls, partition
 from tutelage.privacy.release import release
 from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import embed
@@ -36,7 +36,7 @@ from tutelage.teachers.engines.transformers import TransformersEngine
 # ---- once a run -------------------------------------------------------------------------------------------------
 
 
-@stage(version=1)
+@stage(version=2)
 def prepare(run: Run) -> Done:
     """Deal the records out to silos, test set and non-members; plant the canaries; make the silos' keys.
 
@@ -47,10 +47,11 @@ def prepare(run: Run) -> Done:
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     # Canaries are put into records of no silo, which are then no controls for the attacks.
-    carriers, nonmembers = dealt.nonmembers[: recipe.attack.canaries], dealt.nonmembers[recipe.attack.canaries :]
+    members, nonmembers, carriers = controls(dealt, recipe)
     silos, planted = canaries.plant(dealt.silos, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     files = [
         write_records(layout.evaluation_path(run, "test"), dealt.test),
+        write_records(layout.evaluation_path(run, "members"), members),
         write_records(layout.evaluation_path(run, "nonmembers"), nonmembers),
         canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
     ]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import ClassificationTask, DataConfig, Task
+from tutelage.configs.schema import ClassificationTask, DataConfig, Recipe, Task
 from tutelage.privacy.similarity import near_duplicate_groups
 from tutelage.privacy.sources import Loaded
 from tutelage.privacy.vault import PrivateRecord
@@ -71,6 +71,40 @@ def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_l
         twins_unused=len(records) - len(test) - len(nonmembers) - dealt,
         over_cap=dealt - sum(map(len, silos.values())),
     )
+
+
+def controls(
+    dealt: Partition, recipe: Recipe, rng: random.Random | None = None
+) -> tuple[list[PrivateRecord], list[PrivateRecord], list[PrivateRecord]]:
+    """What the attacks tell apart, and what canaries are put into.
+
+    Records of no silo are halved: canaries take theirs from one half, the other are the non-members. Members are drawn
+    from all silos, as many of each label as there are non-members of it, or an attack would tell the labels apart.
+
+    Args:
+        dealt: The partition.
+        recipe: `attack` says how many.
+        rng: Draws the members; None: seeded by the recipe.
+
+    Returns:
+        Members, non-members, carriers. Fewer than asked for where there are not enough.
+    """
+    rng = rng or random.Random(f"{recipe.seed}/controls")
+    labels = sorted(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else [""]
+    by_label: dict[str, list[PrivateRecord]] = {label: [] for label in labels}
+    for record in dealt.nonmembers:
+        by_label[_label(record, labels)].append(record)
+    carriers, outside = [], []
+    for pool in by_label.values():
+        half = min(len(pool) // 2, -(-recipe.attack.canaries // len(labels)))
+        carriers += pool[:half]
+        outside += pool[half:][: max(1, recipe.attack.members // len(labels))]
+    pool = sorted((record for records in dealt.silos.values() for record in records), key=lambda record: record.id)
+    rng.shuffle(pool)
+    inside = []
+    for label, count in Counter(_label(record, labels) for record in outside).items():
+        inside += [record for record in pool if _label(record, labels) == label][:count]
+    return inside, outside, carriers
 
 
 def _pools(

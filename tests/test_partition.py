@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,17 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import ClassificationTask, DataConfig, GenerationTask
+from tutelage.configs.schema import (
+    AttackConfig,
+    ClassificationTask,
+    DataConfig,
+    GateConfig,
+    GateRule,
+    GenerationTask,
+    Recipe,
+)
 from tutelage.privacy import mail
-from tutelage.privacy.partition import Partition, partition
+from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.sources import Loaded
 from tutelage.privacy.vault import PrivateRecord
 
@@ -191,3 +200,31 @@ def twins(sides: list[list[PrivateRecord]], threshold: float) -> tuple[int, int]
     alike = (jaccard >= threshold) & (common.row < common.col)
     across = side[common.row] != side[common.col]
     return int((alike & across).sum()), int((alike & ~across).sum())
+
+
+@given(members=st.integers(2, 40), canaries=st.integers(2, 40), outside=st.integers(4, 20), seed=st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_controls_are_apart_and_alike_in_labels(members: int, canaries: int, outside: int, seed: int) -> None:
+    draw = random.Random(seed)
+    recipe = Recipe(
+        name="small",
+        seed=seed,
+        task=MAIL,
+        attack=AttackConfig(members=members, canaries=canaries),
+        gate=GateConfig(rules=(GateRule(metric="a", op=">=", value=0),)),
+    )
+
+    def some(name: str, count: int) -> list[PrivateRecord]:
+        return [PrivateRecord(f"{name}{i}", f"{name} {i}", draw.choice(["ham", "spam"])) for i in range(count)]
+
+    parts = Partition({"a": some("a", 40), "b": some("b", 40)}, some("t", 10), some("n", outside), 0, 0)
+    inside, non, carriers = controls(parts, recipe)
+    ids = [{record.id for record in one} for one in (inside, non, carriers)]
+    assert ids[0] <= {record.id for records in parts.silos.values() for record in records}
+    assert ids[1] | ids[2] <= {record.id for record in parts.nonmembers}
+    assert not ids[1] & ids[2]
+    assert len(ids[0]) == len(inside)
+    assert Counter(one.completion for one in inside) == Counter(one.completion for one in non)
+    assert len(non) <= members + 1
+    assert len(carriers) <= canaries + 1
+    assert controls(parts, recipe) == (inside, non, carriers)
