@@ -1,4 +1,4 @@
-"""Scoring texts for the attacks: our batched path against one text at a time, and against the bare batched forward pass.
+"""Scoring texts for the attacks: our batched path against one text at a time and the bare batched forward pass.
 
     python benchmarks/score.py [--texts 96] [--rounds 3] [--batch-rows 16]
 

@@ -185,6 +185,12 @@ class Prefix:
     length: int
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
+    @classmethod
+    def of(cls, cache: DynamicCache, length: int) -> Prefix:
+        """What a pass over one row left behind."""
+        layers: Any = tuple((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr]
+        return cls(length, layers)
+
     def cache(self, rows: int) -> DynamicCache:
         """A cache for a batch, which the model may add to."""
         from transformers import DynamicCache
@@ -223,8 +229,7 @@ def extend_prefix(model: PreTrainedModel, prefix: Prefix, ids: list[int]) -> Pre
     if not ids:
         return prefix
     _, cache, _ = run_rows(model, 0, [ids], prefix, keep=1)
-    layers: Any = tuple((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[union-attr]
-    return Prefix(prefix.length + len(ids), layers)
+    return Prefix.of(cache, prefix.length + len(ids))
 
 
 def batches(lengths: Sequence[int], kept: Sequence[int], batch_rows: int) -> Iterator[list[int]]:

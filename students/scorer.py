@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from tutelage.configs.records import Example
 from tutelage.privacy.attacks.base import TokenScores
 from tutelage.students import score
 from tutelage.students.chat import completion_ids, pad_id, prompt_ids, prompt_messages
+from tutelage.students.score import Prefix
 
 if TYPE_CHECKING:
     import torch
@@ -64,22 +66,42 @@ class ModelScorer:
             answer = completion_ids(self.tokenizer, completion, end_of_turn=True)
             prompts.append(ids[: max(len(header) + 1, self.max_tokens - len(answer))])
             completions.append(answer)
-        found: list[TokenScores | None] = [None] * len(pairs)
         start = len(header)
+        # The header's last token predicts the text's first, so it is run with the rows.
+        rows = [(prompt + answer)[start - 1 :] for prompt, answer in zip(prompts, completions, strict=True)]
+        columns: list[_Columns] = [_Columns()] * len(rows)
         with torch.inference_mode():
-            # The header's last token predicts the text's first, so it is run with the rows.
             prefix = score.extend_prefix(self.model, score.NO_PREFIX, header[:-1])
-            rows = [(prompt + answer)[start - 1 :] for prompt, answer in zip(prompts, completions, strict=True)]
-            lengths = [len(row) - 1 for row in rows]
-            for batch in score.batches(lengths, lengths, self.batch_rows):
-                keep = max(lengths[i] for i in batch)
-                logits, _, _ = score.run_rows(
-                    self.model, pad_id(self.tokenizer), [rows[i][:-1] for i in batch], prefix, keep
-                )
-                for index, row in zip(batch, logits, strict=True):
-                    scored = _token_scores(row[-lengths[index] :], rows[index][1:])
-                    found[index] = TokenScores(*scored, completion=len(prompts[index]) - start)
-        return [one for one in found if one is not None]
+            alone = []
+            for group, length in _alike(rows):
+                if length == 0:
+                    alone += group
+                    continue
+                # Candidates of one canary, say: what they begin with is run once, and scored once.
+                shared = rows[group[0]][:length]
+                logits, cache, _ = score.run_rows(self.model, 0, [shared[:-1]], prefix, keep=length - 1)
+                common = _columns(logits[0], shared[1:])
+                behind = Prefix.of(cache, prefix.length + length - 1)
+                tails = self._score([rows[i][length - 1 :] for i in group], behind)
+                for i, tail in zip(group, tails, strict=True):
+                    columns[i] = common.followed_by(tail)
+            for i, own in zip(alone, self._score([rows[i] for i in alone], prefix), strict=True):
+                columns[i] = own
+        return [
+            TokenScores(*one.arrays(), completion=len(prompt) - start)
+            for one, prompt in zip(columns, prompts, strict=True)
+        ]
+
+    def _score(self, rows: Sequence[list[int]], prefix: Prefix) -> list[_Columns]:
+        """All tokens of each row but its first, behind a prefix."""
+        found = [_Columns()] * len(rows)
+        lengths = [len(row) - 1 for row in rows]
+        for batch in score.batches(lengths, lengths, self.batch_rows):
+            fed, keep = [rows[i][:-1] for i in batch], max(lengths[i] for i in batch)
+            logits, _, _ = score.run_rows(self.model, pad_id(self.tokenizer), fed, prefix, keep)
+            for i, row in zip(batch, logits, strict=True):
+                found[i] = _columns(row[-lengths[i] :], rows[i][1:])
+        return found
 
     def _header(self) -> list[int]:
         """What stands before every prompt's text, at least one token."""
@@ -91,22 +113,61 @@ class ModelScorer:
         return header
 
 
-def _token_scores(logits: torch.Tensor, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """From logits (T, V) and T ids: log-probabilities, mean and standard deviation of log p under p, and hits."""
+@dataclass(frozen=True)
+class _Columns:
+    """(T, 4): log-probability, mean and standard deviation of log p, and whether the token is the likeliest."""
+
+    table: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    def followed_by(self, other: _Columns) -> _Columns:
+        return _Columns(np.concatenate([self.table, other.table]))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        logprobs, mean, std, greedy = self.table.T
+        return logprobs, mean, std, greedy.astype(bool)
+
+
+def _alike(rows: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+    """Rows in groups that begin alike for half their length or more, and how far; 0 for rows that are alone."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i])
+    groups: list[tuple[list[int], int]] = []
+    for i in order:
+        if groups:
+            group, length = groups[-1]
+            ends = min(len(rows[i]), len(rows[group[0]])) - 1  # a token of each is left to predict
+            alike = next((at for at in range(ends) if rows[i][at] != rows[group[0]][at]), ends)
+            grown = min(alike, length or alike)
+            if 2 * grown >= len(rows[i]) and grown >= _MIN_SHARED:
+                groups[-1] = ([*group, i], grown)
+                continue
+        groups.append(([i], 0))
+    return groups
+
+
+_MIN_SHARED = 16
+"""Fewer tokens are not worth a pass of their own."""
+_CHUNK = 16
+"""Positions whose scores over the vocabulary are held at a time: they should fit into the processor's cache."""
+
+
+def _columns(logits: torch.Tensor, ids: Sequence[int]) -> _Columns:
+    """From logits (T, V) and T ids."""
     import torch
 
-    # Four passes over the vocabulary and one copy of it: at this width memory is what costs.
     own = torch.tensor(list(ids), device=logits.device)[:, None]
-    hits = logits.argmax(-1) == own[:, 0]
-    shifted = (logits.float() - logits.amax(-1, keepdim=True).float()).clamp_(min=_LEAST)
-    weights = shifted.exp()
-    total = weights.sum(-1)
-    first = torch.linalg.vecdot(weights, shifted) / total
-    second = torch.linalg.vecdot(weights.mul_(shifted), shifted) / total
-    chosen = shifted.gather(1, own)[:, 0] - total.log()
-    std = (second - first**2).clamp_(min=0).sqrt()
-    figures = [one.double().cpu().numpy() for one in (chosen, first - total.log(), std)]
-    return figures[0], figures[1], figures[2], hits.cpu().numpy()
+    parts = []
+    for at in range(0, len(own), _CHUNK):
+        wide, tokens = logits[at : at + _CHUNK].float(), own[at : at + _CHUNK]
+        top, best = wide.max(-1, keepdim=True)
+        shifted = (wide - top).clamp_(min=_LEAST)
+        weights = shifted.exp()
+        total = weights.sum(-1)
+        first = torch.linalg.vecdot(weights, shifted) / total
+        second = torch.linalg.vecdot(weights.mul_(shifted), shifted) / total
+        chosen = shifted.gather(1, tokens)[:, 0] - total.log()
+        std = (second - first**2).clamp_(min=0).sqrt()
+        parts.append(torch.stack([chosen, first - total.log(), std, (best == tokens)[:, 0].float()], dim=1))
+    return _Columns(torch.cat(parts).double().cpu().numpy())
 
 
 _LEAST = -1e4

@@ -72,6 +72,32 @@ def test_a_text_is_scored_once(loaded: tuple[Any, Any], monkeypatch: pytest.Monk
     assert scorer.score([]) == []
 
 
+def test_what_texts_begin_with_is_run_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a canary's candidates do: the same figures for fewer tokens."""
+    carrier = "the report will follow by then and nobody knows when or where or why it was asked for, and yet "
+    texts = [(carrier + end, "ham") for end in ("a green hat", "two red boats", "a", "a green hat is here")]
+    work = examples([*texts, MAILS[0], (carrier, "spam")])
+    seen: list[int] = []
+    real = loaded[0].forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["input_ids"].numel())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loaded[0], "forward", counted)
+    found = ModelScorer(*loaded, INSTRUCTION, 4).score(work)
+    together, seen[:] = sum(seen), []
+    for example in work:
+        ModelScorer(*loaded, INSTRUCTION, 4).score([example])
+    assert together < 0.5 * sum(seen)
+    monkeypatch.undo()
+    for example, one in zip(work, found, strict=True):
+        expected = plainly(*loaded, example, INSTRUCTION)
+        np.testing.assert_allclose(one.logprobs, expected.logprobs, atol=2e-4)
+        np.testing.assert_allclose(one.std, expected.std, atol=2e-4)
+        assert one.completion == expected.completion
+
+
 def test_long_prompts_are_cut_and_keep_their_completion(loaded: tuple[Any, Any]) -> None:
     long = Example(id="", prompt="word " * 400, completion="ham")
     [found] = ModelScorer(*loaded, INSTRUCTION, 4, max_tokens=60).score([long])
