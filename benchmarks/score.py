@@ -1,20 +1,26 @@
 """Scoring texts for the attacks: our batched path against one text at a time and the bare batched forward pass.
 
-    python benchmarks/score.py [--texts 96] [--rounds 3] [--batch-rows 16]
+    python benchmarks/score.py [--texts 48] [--canaries 24] [--candidates 5] [--rounds 3] [--batch-rows 16]
 
-Real mails, the real student, one run: rates in texts per second and their ratios, round by round. The bare forward pass
-is the model's own on the same rows in the same batches, padded alike, logits of all positions and nothing made of them.
+Real mails and canaries planted in such, the real student, one run: rates in texts per second and their ratios, round by
+round, first for the mails alone, then for mails and canaries as a round has them. The bare forward pass is
+the model's own on the same rows in batches of like length, logits of all positions and nothing made of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import random
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tutelage.configs.models import fetch_mail, load_model, resolve_model
 from tutelage.configs.records import Example
+from tutelage.configs.schema import AttackConfig, ClassificationTask
+from tutelage.privacy.canaries import plant
 from tutelage.privacy.mail import load_mails
 from tutelage.students import score
 from tutelage.students.chat import completion_ids, pad_id, prompt_ids, prompt_messages
@@ -26,29 +32,46 @@ INSTRUCTION = "Decide whether an e-mail is spam or ham. Answer with one word: sp
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=96)
+    parser.add_argument("--texts", type=int, default=48)
+    parser.add_argument("--canaries", type=int, default=24)
+    parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-rows", type=int, default=16)
     options = parser.parse_args()
 
+    model, tokenizer = load_model(resolve_model("smollm2-135m-instruct"))
+    records = load_mails(fetch_mail(), 280)
+    mails = [record.example() for record in records[: options.texts]]
+    config = AttackConfig(canaries=options.canaries, canary_candidates=options.candidates)
+    task = ClassificationTask(description="Sort.", labels={"spam": "unwanted", "ham": "wanted"})
+    _, planted = plant({"silo": []}, records[options.texts :], config, task, random.Random(0), max_chars=280)
+    candidates = [
+        Example(id=canary.id, prompt=text, completion=canary.label) for canary in planted for text in canary.texts()
+    ]
+    compare = functools.partial(_compare, model, tokenizer, options.batch_rows, options.rounds)
+    compare("mails", mails)
+    compare("mails and canaries", [*mails, *candidates])
+
+
+def _compare(model: Any, tokenizer: Any, batch_rows: int, rounds: int, name: str, examples: list[Example]) -> None:
     import torch
 
-    model, tokenizer = load_model(resolve_model("smollm2-135m-instruct"))
-    mails = [record.example() for record in load_mails(fetch_mail(), 280)[: options.texts]]
     rows = [
-        prompt_ids(tokenizer, prompt_messages(one.prompt, INSTRUCTION)) + completion_ids(tokenizer, one.completion)
-        for one in mails
+        prompt_ids(tokenizer, prompt_messages(one.prompt, INSTRUCTION))
+        + completion_ids(tokenizer, one.completion, end_of_turn=True)
+        for one in examples
     ]
 
-    def ours(examples: list[Example]) -> None:
-        ModelScorer(model, tokenizer, INSTRUCTION, options.batch_rows).score(examples)
+    def ours() -> None:
+        ModelScorer(model, tokenizer, INSTRUCTION, batch_rows).score(examples)
 
     def one_at_a_time() -> None:
         with torch.inference_mode():
             for row in rows:
                 logprobs = model(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1)
                 logprobs[:-1].gather(1, torch.tensor(row[1:])[:, None])
-                (logprobs.exp() * logprobs).sum(-1)
+                mean = (logprobs.exp() * logprobs).sum(-1)
+                ((logprobs - mean[:, None]) ** 2 * logprobs.exp()).sum(-1).sqrt()
 
     def forward() -> None:
         header = score.common_prefix(rows)
@@ -56,17 +79,18 @@ def main() -> None:
             prefix = score.extend_prefix(model, score.NO_PREFIX, header)
             tails = [row[len(header) :] for row in rows]
             lengths = [len(tail) for tail in tails]
-            for batch in score.batches(lengths, lengths, options.batch_rows):
+            for batch in score.batches(lengths, lengths, batch_rows):
                 keep = max(lengths[i] for i in batch)
                 score.run_rows(model, pad_id(tokenizer), [tails[i] for i in batch], prefix, keep)
 
+    print(f"{len(examples)} {name}, {sum(map(len, rows)) / len(rows):.0f} tokens each")
     ratios: list[tuple[float, float]] = []
-    for number in range(options.rounds + 1):
-        seconds = [_timed(lambda: ours(mails)), _timed(one_at_a_time), _timed(forward)]
+    for number in range(rounds + 1):
+        seconds = [_timed(call) for call in (ours, one_at_a_time, forward)]
         if number == 0:
             continue  # warm
         ratios.append((seconds[1] / seconds[0], seconds[2] / seconds[0]))
-        rates = [len(mails) / one for one in seconds]
+        rates = [len(examples) / one for one in seconds]
         print(
             f"ours {rates[0]:5.1f} texts/s   one at a time {rates[1]:5.1f} ({ratios[-1][0]:.2f})   "
             f"bare forward {rates[2]:5.1f} ({ratios[-1][1]:.2f})",

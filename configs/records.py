@@ -232,6 +232,10 @@ class RoundReport(Frozen):
     """Who published the student although its gate refused; None: nobody, as it should be."""
     lessons_digest: str
     adapter_digest: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Package -> version, of whatever the figures depend on. Empty where nobody wrote them down."""
+    seed: int | None = None
+    """The recipe's, of sampling and training. Canary coins, keys and noise under a guarantee take none."""
 
     def metric(self, name: str) -> Metric | None:
         """The metric of that name, or None."""

@@ -105,8 +105,8 @@ class DataConfig(Section):
     """Cap on a silo's records; None: all."""
     test_records: int = Field(200, ge=10)
     """Real records no teacher sees, balanced over the labels."""
-    nonmember_records: int = Field(100, ge=0)
-    """Records neither in a silo nor in the test set, for the attacks."""
+    nonmember_records: int = Field(200, ge=0)
+    """Records neither in a silo nor in the test set, for the attacks: half carry canaries, half are non-members."""
     max_chars: int = Field(400, ge=20, le=20_000)
     """Longer texts are cut at a word boundary, everywhere alike."""
     max_record_bytes: int = Field(1_000_000, ge=1_000)
@@ -215,6 +215,8 @@ class ScreenConfig(Section):
     )  # fmt: skip
     pii_score: float = Field(0.4, ge=0, le=1)
     """Detections below this confidence are ignored."""
+    check_texts: int = Field(200, ge=1)
+    """Texts with planted personal data, for each entity, that the detectors' recall is measured on in every run."""
     max_common_run_tokens: int = Field(12, ge=2)
     """A draft sharing a longer run of words with one of its silo's records is dropped."""
     ngram: int = Field(8, ge=2)
@@ -353,6 +355,10 @@ class Recipe(Section):
                 )
         if isinstance(privacy, PrivateEvolutionPrivacy) and self.teach.prompts_per_label > privacy.candidates_per_label:
             raise ValueError("teach.prompts_per_label is larger than privacy.candidates_per_label")
+        if "one_run" in self.attack.run and self.attack.canary_copies > 1:
+            raise ValueError(
+                "attack.canary_copies must be 1 where attack.run has one_run: it measures the ε of a single record"
+            )
         if privacy.unit == "owner" and self._owner_column is None:
             raise ValueError("privacy.unit is owner, but data.records.columns.owner names no column")
 

@@ -4,7 +4,8 @@
       vault/      mode 0700: private records, drafts, keys, unreleased adapters. Never leaves.
       release/    signed lessons, reports, and the adapter once its gate has passed. May leave.
       stages/     one manifest per finished stage: counts, settings and sha256 digests, no texts
-      recipe.json, lock
+      custody.jsonl  what each stage left and what that came from, signed (see privacy/custody.py)
+      run.json, lock
 
 A stage writes its files first and its manifest last, each by write-to-temp, fsync, rename. So a manifest
 that exists and whose digests still hold means the stage is complete; anything else means it is not.
@@ -18,8 +19,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+"""The name that `write_atomic` gives to a file until it is whole."""
+
+
 class RunDir:
     """One run's folder."""
 
@@ -166,8 +172,21 @@ class RunDir:
                 return None
         return manifest
 
+    def sweep(self) -> None:
+        """Remove what `write_atomic` left in this folder when its process was killed."""
+        for path in self.root.rglob(".*.tmp"):
+            named = _TEMPORARY.fullmatch(path.name)
+            if named and not _runs(int(named[1])):
+                path.unlink(missing_ok=True)
+
     def commit(
-        self, stage: str, key: str, files: list[Path], facts: Mapping[str, Any], seconds: float
+        self,
+        stage: str,
+        key: str,
+        files: list[Path],
+        facts: Mapping[str, Any],
+        seconds: float,
+        witness: Callable[[dict[str, Any], str], None] | None = None,
     ) -> dict[str, Any]:
         """Declare a stage complete: digest its files, then write its manifest.
 
@@ -177,6 +196,7 @@ class RunDir:
             files: What it wrote, anywhere below the run folder; folders are taken file by file.
             facts: Counts and figures (never texts) that later stages and reports need.
             seconds: How long it took; shown in the report, and no part of any digest.
+            witness: Called with the manifest and the sha256 (hex) of its file, before that is written.
 
         Raises:
             FileNotFoundError: the stage did not write what it says.
@@ -191,8 +211,26 @@ class RunDir:
             "facts": dict(facts),
             "seconds": round(seconds, 3),
         }
-        write_atomic(self.manifest_path(stage), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        if witness is not None:
+            witness(manifest, hashlib.sha256(text.encode()).hexdigest())
+        write_atomic(self.manifest_path(stage), text)
         return manifest
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """What stages after it take as their input: all of a manifest that would repeat, so not its seconds."""
+    return digest([manifest["key"], manifest["files"], manifest["facts"]])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's, or no number of a process at all: leave it alone
+    return True
 
 
 def free_disk_gib(path: Path) -> float:

@@ -203,8 +203,19 @@ def list_runs(
 
 
 @app.command()
-def report(run_dir: RunPath, as_json: AsJson = False) -> None:
+def report(
+    run_dir: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of --json instead.")] = False,
+) -> None:
     """Show a run's report, and write it as one HTML page."""
+    if schema:
+        from tutelage.flows.report_schema import schema_text
+
+        typer.echo(schema_text(), nl=False)
+        return
+    if run_dir is None:
+        raise UserError("no run given", remedy="tutelage report RUN")
     from tutelage.flows import layout
     from tutelage.flows.render import render_json
     from tutelage.flows.stage import open_run
@@ -217,6 +228,48 @@ def report(run_dir: RunPath, as_json: AsJson = False) -> None:
         typer.echo(render_json(reports, _timings(opened)))
     else:
         _show(opened)
+
+
+@app.command()
+def publish(
+    run_dir: RunPath,
+    round: Annotated[int | None, typer.Option("--round", help="Default: the last.")] = None,
+    override: Annotated[bool, typer.Option("--override", help="Publish although the gate refused.")] = False,
+    by: Annotated[str, typer.Option("--by", help="With --override: your name.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="With --override: why, for all to read.")] = "",
+) -> None:
+    """Say where a run's student was published; with --override publish one that its gate refused."""
+    from pydantic import ValidationError
+
+    from tutelage.configs.records import Override
+    from tutelage.configs.store import RunDir
+    from tutelage.flows import layout, registry
+    from tutelage.flows.stage import open_run
+
+    run = open_run(run_dir)
+    round = run.recipe.rounds if round is None else round
+    if not layout.report_path(run, round).exists():
+        raise UserError(f"round {round} is not finished", file=run_dir, remedy=f"tutelage resume {run_dir}")
+    decision = layout.report(run, round).decision
+    if override:
+        try:
+            said = Override(by=by.strip(), reason=reason.strip())
+        except ValidationError:
+            raise UserError(
+                "who overrides a gate gives a name (3 letters or more) and a reason (20 or more)",
+                key="--by" if len(by.strip()) < 3 else "--reason",
+                remedy='--override --by "Your Name" --reason "..."; both stand on the model card and in the log',
+            ) from None
+        with RunDir(run_dir).locked():
+            typer.echo(str(registry.publish_by_hand(run, round, said)))
+        return
+    if not decision.passed:
+        for outcome in decision.outcomes:
+            if not outcome.passed:
+                typer.echo(f"refused: {outcome.rule}: {outcome.reason}", err=True)
+        raise typer.Exit(REFUSED)
+    published = run.facts(f"round-{round}/publish_student")["published"]
+    typer.echo(str(layout.registry_path(run) / run.recipe.name / published))
 
 
 @app.command()
@@ -252,6 +305,29 @@ def recompute(run_dir: RunPath, as_json: AsJson = False) -> None:
     else:
         print_recomputed(found)
     if any(row["problems"] for row in found):
+        raise typer.Exit(PrivacyError.exit_code)
+
+
+@audit.command()
+def verify(
+    run_dir: RunPath,
+    as_json: AsJson = False,
+    expect_head: Annotated[
+        str | None, typer.Option("--expect-head", help="A head that was written down: the log must hold it.")
+    ] = None,
+    released: Annotated[
+        bool, typer.Option("--released", help="Look at custody.jsonl and release/ only, as they are passed on.")
+    ] = False,
+) -> None:
+    """Check every file of a run against its signed log, and say what was changed."""
+    from tutelage.flows import verify as verification
+
+    checked = verification.verify_run(run_dir, expect_head=expect_head, released=released)
+    if as_json:
+        typer.echo(json.dumps(verification.as_json(checked), indent=1))
+    else:
+        verification.print_checked(checked)
+    if checked.findings:
         raise typer.Exit(PrivacyError.exit_code)
 
 
@@ -298,11 +374,19 @@ def _show(run: Run) -> None:
     from tutelage.configs.store import write_atomic
     from tutelage.flows import layout
     from tutelage.flows.render import print_summary, render_html
+    from tutelage.privacy.custody import Custody
     from tutelage.students.publish import public_report
 
     reports = layout.reports(run)
-    page = write_atomic(run.dir.vault / "report.html", render_html(reports, _timings(run)))
-    public = write_atomic(run.dir.release / "report.html", render_html([public_report(one) for one in reports], {}))
+    page, public = run.dir.vault / "report.html", run.dir.release / "report.html"
+    pages = {
+        page: render_html(reports, _timings(run)),
+        public: render_html([public_report(one) for one in reports], {}),
+    }
+    named = {path.relative_to(run.dir.root).as_posix(): text for path, text in pages.items()}
+    Custody(run.dir.root).add_pages(named, after=[f"round-{one.round}/judge_round" for one in reports])
+    for path, text in pages.items():
+        write_atomic(path, text)
     print_summary(reports, page, Console())
     typer.echo(f"To pass on, without the figures marked internal: {public}")
 

@@ -2,14 +2,15 @@
 
     Silo -> Draft -> Lesson -> Adapter -> RoundReport -> GateDecision -> registry
 
-Read this file first. Each call is a stage of flows/stages.py or flows/trials.py: it returns at once if it is complete.
+Read this file first. Each call is a stage of flows/stages.py, trials.py or attacks.py, and returns at once if it is
+complete.
 """
 
 from __future__ import annotations
 
 from prefect import flow
 
-from tutelage.flows import stages, trials
+from tutelage.flows import attacks, stages, trials
 
 
 @flow(name="distill", persist_result=False, log_prints=False, retries=0)
@@ -26,13 +27,15 @@ def distill(run_dir: str) -> dict[str, object]:
     silos = sorted(prepared["facts"]["records"])
     indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}
 
+    tested = [attacks.check_scanner(run_dir, after=[]), attacks.probe_mechanism(run_dir, after=[prepared])]
+
     passed: dict[str, object] = {}
     judged = prepared
     for round in range(1, prepared["facts"]["rounds"] + 1):
         # Each silo alone: its teacher writes, its screen decides what may leave.
         screened = []
         for silo in silos:
-            drafts = stages.teach(run_dir, round, silo, after=[indexed[silo], judged])
+            drafts = stages.teach(run_dir, round, silo, after=[indexed[silo], judged, *tested])
             screened.append(stages.screen(run_dir, round, silo, after=[indexed[silo], drafts]))
 
         # From here on only what was released is read, but for the silos' own votes and audits.
@@ -48,10 +51,13 @@ def distill(run_dir: str) -> dict[str, object]:
         for bracket in prepared["facts"]["brackets"]:
             written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
             brackets.append(trials.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
-        attacked = trials.attack(run_dir, round, after=[prepared, student])
+        own = attacks.auxiliary(run_dir, round, after=[lessons])
+        attacked = attacks.attack(run_dir, round, after=[prepared, student, own, *certified, *brackets])
+        seen = attacks.contaminated(run_dir, round, after=[prepared, lessons])
         audits = [trials.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
-        judged = trials.judge_round(run_dir, round, after=[measured, upper, *brackets, attacked, *certified, *audits])
+        found = [*tested, measured, upper, *brackets, attacked, seen, *certified, *audits]
+        judged = trials.judge_round(run_dir, round, after=found)
         trials.publish_student(run_dir, round, after=[student, judged])
         passed[str(round)] = judged["facts"]["passed"]
     return passed

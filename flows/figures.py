@@ -1,6 +1,7 @@
-"""How a report's figures are named and written: titles, units, intervals, gate rules in words.
+"""How a report's figures are written: units, intervals, gate rules in words.
 
-A figure that was not measured says so, and a bound is rounded up. Nothing here knows what a page or a terminal is.
+A figure that was not measured says so; an upper bound is rounded up, a lower one down. Nothing here knows what a page
+or a terminal is.
 """
 
 from __future__ import annotations
@@ -9,56 +10,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from tutelage.configs.records import Metric, RoundReport, RuleOutcome
+from tutelage.flows.names import BRACKETS, METHODS, TARGETS, bracket_epsilon, lower, method_title, title_of, unit_of
 
 NOT_MEASURED = "not measured"
 
-METHODS = {
-    "zero_shot": "Zero-shot",
-    "few_shot": "Few-shot",
-    "instruction": "Instruction only",
-    "epsilon_0": "Student at ε = 0 (public only)",
-    "student": "Taught student",
-    "epsilon_inf": "Student at ε = ∞ (never released)",
-    "originals": "Student on originals (upper line)",
-    "tfidf": "TF-IDF on lessons",
-}
-BRACKETS = ("epsilon_0", "epsilon_inf")
-"""Methods that only runs under a formal mechanism have."""
-FAMILIES = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "exact_match": "Exact match",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-}
-# metric -> (title, unit); units are the keys of _UNITS
-PRIVACY = {
-    "canary.rank0_share": ("Canary secrets ranked first", "share"),
-    "canary.rank1pct_share": ("Canary secrets in the top 1%", "share"),
-    "canary.exposure_mean": ("Mean exposure, planted", "bits"),
-    "canary.exposure_max": ("Highest exposure, planted", "bits"),
-    "canary.exposure_out_mean": ("Mean exposure, not planted", "bits"),
-    "canary.auc": ("AUC, planted against not planted", "score"),
-    "canary.p_value": ("p-value of the planted secrets", "score"),
-    "lessons.canary_verbatim": ("Canary secrets verbatim in the lessons", "number"),
-    "lessons.canary_rank0_share": ("Secrets ranked first from the lessons", "share"),
-}
-OVERLAP = {
-    "overlap.longest_run_max": ("Longest run shared with a record", "words"),
-    "overlap.ngram_share": ("Lessons sharing an n-gram", "share"),
-    "overlap.near_duplicate_share": ("Lessons near-duplicate to a record", "share"),
-    "overlap.cosine_max": ("Highest cosine to a record", "score"),
-}
-FORGETTING = {
-    "forgetting.loss_before": ("Loss on neutral text, base model", "nats"),
-    "forgetting.loss_after": ("Loss on neutral text, taught student", "nats"),
-    "forgetting.increase": ("Increase in loss on neutral text", "nats"),
-}
-FORMAL = {"epsilon.claimed": ("ε claimed, the worst silo", "epsilon")}
-TITLES = {**PRIVACY, **OVERLAP, **FORGETTING, **FORMAL}
+WITHHELD = "not in this version"
 
 # unit -> (factor, format of the value, format of an interval's ends, what follows the interval)
 _UNITS = {
@@ -69,6 +28,7 @@ _UNITS = {
     "words": (1, "{:g} words", "{:g}", ""),
     "score": (1, "{:.3f}", "{:.3f}", ""),
     "epsilon": (1, "", "{:.3f}", ""),  # the value by `ceiling`
+    "epsilon_low": (1, "", "{:.3f}", ""),  # by `floor`
     "number": (1, "{:.4g}", "{:.4g}", ""),
 }
 # as privacy/gate.py words its rules
@@ -85,8 +45,8 @@ NO_LEAK = re.compile(r"; (?P<chance>[\d.]+) with no leak$")
 class Figure:
     """One metric as it is shown; `low`, `value` and `high` are None where it was not measured.
 
-    `how` says how the interval was made, `chance` what the figure would be if nothing had leaked. Where there is no
-    interval (`bounded` is false), `low` and `high` are the value.
+    `how` says how the interval was made, or why there is no figure; `chance` what it would be if nothing had leaked.
+    Where there is no interval (`bounded` is false), `low` and `high` are the value.
     """
 
     name: str
@@ -125,26 +85,33 @@ def methods(report: RoundReport) -> dict[str, str]:
     return shown
 
 
-def bracket_epsilon(method: str) -> float | None:
-    """ε of a bracket's student (`epsilon_0`, `epsilon_2_5`, `epsilon_inf`); None for another method."""
-    try:
-        return float(method.removeprefix("epsilon_").replace("_", ".")) if method.startswith("epsilon_") else None
-    except ValueError:
-        return None
+def withheld(report: RoundReport) -> bool:
+    """Whether the report is the version to pass on, without internal figures: every whole one has some."""
+    inside = [one.internal for one in report.metrics] + [one.internal for one in report.roc]
+    return bool(report.metrics) and not any(inside)
 
 
-def method_title(method: str) -> str:
-    """A method's title."""
-    epsilon = bracket_epsilon(method)
-    return METHODS[method] if method in METHODS or epsilon is None else f"Student at ε = {epsilon:g} (never released)"
+def always_internal(name: str) -> bool:
+    """Whether a metric of that name is computed from private records, and so never in a version to pass on."""
+    family, _, rest = name.partition(".")
+    method = rest.partition(".")[0]
+    return (
+        family in ("overlap", "extraction", *TARGETS)
+        or name == "contamination.silos_share"
+        or method == "originals"
+        or (bracket_epsilon(method) or 0) > 0
+    )
 
 
 def figure(report: RoundReport, name: str, label: str | None = None) -> Figure:
     """A metric of a report, ready to show; a missing or NaN one says so."""
     metric, unit = report.metric(name), unit_of(name)
     label = label or title_of(name)
-    if metric is None or not math.isfinite(metric.value):
-        return Figure(name, label, internal=metric is not None and metric.internal)
+    if metric is None:
+        return Figure(name, label, text=WITHHELD if withheld(report) and always_internal(name) else NOT_MEASURED)
+    if not math.isfinite(metric.value):
+        why = metric.interval.removeprefix("none: ")
+        return Figure(name, label, internal=metric.internal, how="" if why == NOT_MEASURED else why)
     bounded = math.isfinite(metric.ci_low) and math.isfinite(metric.ci_high)
     return Figure(
         name=name,
@@ -166,22 +133,36 @@ def quantity(value: float | None, unit: str) -> str:
     """A figure with its unit; None or NaN is 'not measured'."""
     if value is None or math.isnan(value):
         return NOT_MEASURED
-    if unit == "epsilon":
-        return ceiling(value)
+    if unit in ("epsilon", "epsilon_low"):
+        return ceiling(value) if unit == "epsilon" else floor(value)
     factor, form, _, _ = _UNITS[unit]
     return form.format(factor * value)
 
 
 def ceiling(value: float) -> str:
     """A bound (ε, δ, ρ) with three significant digits, rounded up: what is shown is never smaller than what holds."""
+    return _rounded(value, ROUND_CEILING)
+
+
+def floor(value: float) -> str:
+    """A lower bound with three significant digits, rounded down: what is shown is never larger than what was found."""
+    return _rounded(value, ROUND_FLOOR)
+
+
+def _rounded(value: float, way: str) -> str:
     if math.isnan(value):
         return NOT_MEASURED
     if value == 0 or math.isinf(value):
         return "0" if value == 0 else "∞" if value > 0 else "-∞"
     exact = Decimal(repr(float(value)))
     for _ in range(2):  # 9.999 becomes 10.00 and only then 10.0
-        exact = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), ROUND_CEILING)
+        exact = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), way)
     return f"{exact:f}" if -3 <= exact.adjusted() < 5 else f"{float(exact):.2e}"
+
+
+def tied(text: str) -> str:
+    """A text in which no line ends between ε and its bound."""
+    return re.sub(r"([εδ≥≤=]) (?=[≥≤=\d])", "\\1\N{NO-BREAK SPACE}", text)
 
 
 def duration(seconds: float) -> str:
@@ -207,29 +188,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
 
 
-def unit_of(name: str) -> str:
-    """The unit (a key of `_UNITS`) a metric is shown in."""
-    family = name.partition(".")[0]
-    return TITLES[name][1] if name in TITLES else "share" if family in (*FAMILIES, "recall") else "number"
-
-
-def title_of(name: str) -> str:
-    """A metric's name in words."""
-    family, _, rest = name.partition(".")
-    key, _, label = rest.partition(".")
-    if (key in METHODS or bracket_epsilon(key) is not None) and family in (*FAMILIES, "recall"):
-        method = METHODS[key] if key == "tfidf" else _lower(method_title(key))
-        score = FAMILIES.get(family, "Recall") + (f" on class “{label}”" if label else "")
-        return f"{score} of {'the ' if 'student' in method else ''}{method}"
-    return TITLES[name][0] if name in TITLES else name[:1].upper() + name[1:]
-
-
 def plain_rule(outcome: RuleOutcome) -> str:
     """A gate rule as a sentence; a rule in an unknown form is given as it stands."""
     match = _RULE.fullmatch(outcome.rule)
     if match is None:
         return f"{outcome.rule}."
-    less = f" minus {_lower(title_of(match['minus']))}" if match["minus"] else ""
+    less = f" minus {lower(title_of(match['minus']))}" if match["minus"] else ""
     limit = f"at {'least' if match['op'] == '>=' else 'most'} {rule_figures(outcome)[1]}"
     least = f", measured on {match['least']} items or more" if match["least"] else ""
     return f"{title_of(match['metric'])}{_BOUNDS.get(match['bound'], '')}{less} must be {limit}{least}."
@@ -238,6 +202,8 @@ def plain_rule(outcome: RuleOutcome) -> str:
 def rule_figures(outcome: RuleOutcome) -> tuple[str, str]:
     """What a rule observed and its threshold, with their unit."""
     unit = _rule_unit(outcome)
+    if outcome.observed is None and outcome.reason.startswith("internal figure"):  # as students/publish.py withholds it
+        return WITHHELD, quantity(outcome.threshold, unit).removeprefix("+")
     return quantity(outcome.observed, unit), quantity(outcome.threshold, unit).removeprefix("+")
 
 
@@ -251,6 +217,8 @@ def _rule_unit(outcome: RuleOutcome) -> str:
 def _interval(metric: Metric, unit: str, bounded: bool) -> str:
     if metric.interval.startswith("none"):
         return f"no interval{NO_LEAK.sub('', metric.interval).removeprefix('none')}"
+    if unit == "epsilon_low" and math.isinf(metric.ci_high) and math.isfinite(metric.ci_low):
+        return f"{floor(metric.ci_low)} or more"
     if not bounded:
         return "interval not measured"
     factor, _, form, after = _UNITS[unit]
@@ -264,8 +232,6 @@ def _chance(metric: Metric, unit: str) -> str:
     if metric.name == "canary.exposure_max":
         # exposures of random ranks are exponential with mean log2(e), so the largest of n has mean log2(e) times H_n
         return f"about {math.log2(math.e) * sum(1 / k for k in range(1, metric.n + 1)):.2f} bits"
-    return {"canary.auc": "0.500", "lessons.canary_verbatim": "0"}.get(metric.name, "")
-
-
-def _lower(title: str) -> str:
-    return title[:1].lower() + title[1:]
+    if metric.name.endswith(("auc", "_verbatim")):
+        return "0.500" if metric.name.endswith("auc") else "0"
+    return ""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.configs.records import RoundReport
+from tutelage.configs.records import Certificate, RoundReport
 from tutelage.flows.stage import Run
+from tutelage.privacy import certificate
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord, read_records
 
@@ -96,6 +97,11 @@ def certificate_path(run: Run, round: int, silo: str) -> Path:
     return _released(run, round) / "certificates" / f"{silo}.json"
 
 
+def auxiliary_path(run: Run, round: int) -> Path:
+    """The attacker's model, tuned on the released texts. Never leaves the vault."""
+    return run.dir.vault / f"round-{round}" / "auxiliary"
+
+
 def upper_line_path(run: Run, round: int) -> Path:
     """The reference student on original records. Never leaves the vault."""
     return run.dir.vault / f"round-{round}" / "upper-line"
@@ -145,6 +151,14 @@ def all_lessons(run: Run, round: int) -> LessonSet:
 
 def instruction(run: Run, round: int) -> str:
     return instruction_path(run, round).read_text().strip()
+
+
+def certificates(run: Run, round: int) -> tuple[Certificate, ...]:
+    """One per silo, every signature verified; none where lessons were screened only."""
+    if not run.recipe.formal:
+        return ()
+    keys = public_keys(run)
+    return tuple(certificate.load(certificate_path(run, round, silo), keys) for silo in run.silos)
 
 
 def report(run: Run, round: int) -> RoundReport:

@@ -98,7 +98,12 @@ def plan(recipe: Recipe) -> Plan:
     training = int(lessons * recipe.student.epochs * row * students)
     # zero-shot, few-shot, instruction and the students, each on the test set and a calibration handful
     scored = int(recipe.rounds * (3 + students) * (len(dealt.test) + 32) * row)
-    scored += int(recipe.rounds * 2 * recipe.attack.canaries * recipe.attack.canary_candidates * length / 2)
+    attack = recipe.attack
+    ranked = min(attack.ranked_canaries, attack.canaries) * attack.canary_candidates * length / 2
+    # student and base on both; the attacker's model, the bare base and an untaught student on the controls
+    scored += int(recipe.rounds * (2 * (ranked + attack.canaries * 2 * row) + 5 * 2 * attack.members * row))
+    if "auxiliary" in attack.run:
+        training += int(lessons * row * 2)
 
     teach_s = prompt_tokens / prefill + generated / decode
     train_s = training * _TRAIN_FORWARDS / prefill

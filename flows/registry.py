@@ -8,7 +8,7 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.models import hub_name, load_tokenizer, resolve_model
 from tutelage.configs.records import Override
 from tutelage.flows import layout
-from tutelage.flows.stage import Run
+from tutelage.flows.stage import Done, Run, by_hand
 from tutelage.students import publish
 
 
@@ -40,3 +40,19 @@ def publish_round(run: Run, round: int, override: Override | None = None) -> Pat
         tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
         override=override,
     )
+
+
+def publish_by_hand(run: Run, round: int, override: Override) -> Path:
+    """Publish a refused student, and write into the run's log who did so and why.
+
+    Raises:
+        UserError: the round is not finished, had no student, or was not refused.
+    """
+
+    def body(run: Run, round: int) -> Done:
+        target = publish_round(run, round, override)
+        return [], {"published": target.name, **override.model_dump()}
+
+    after = [f"round-{round}/judge_round", f"round-{round}/learn"]
+    made = by_hand(run, f"round-{round}/override", body, round, after=after)
+    return layout.registry_path(run) / run.recipe.name / str(made["facts"]["published"])

@@ -1,8 +1,9 @@
 """The report of a run: one self-contained HTML page, the same as JSON, and the tables at the end of `tutelage run`.
 
-This module sorts `RoundReport`s into what is shown together, `figures.py` words the figures, `guarantee.py` what is
-formally promised; `report.html` (jinja2, autoescaped) lays them out as HTML, CSS and inline SVG. Nothing here reads
-files, looks at the clock or sees private text.
+This module sorts `RoundReport`s into what is shown together. `names.py` and `figures.py` word the figures,
+`guarantee.py` and `epsilon.py` what is promised and what was measured of it, `attacks_view.py` the attacks, `limits.py`
+what is not shown; the templates `report*.html` (jinja2, autoescaped) lay them out as HTML, CSS and inline SVG. Nothing
+here reads other files, looks at the clock or sees private text.
 """
 
 from __future__ import annotations
@@ -10,36 +11,54 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.records import RoundReport
+from tutelage.flows.attacks_view import ALARMS, Attacks, extraction, scanner
+from tutelage.flows.epsilon import Epsilon
 from tutelage.flows.figures import (
-    FAMILIES,
-    FORGETTING,
-    METHODS,
     NO_LEAK,
     NOT_MEASURED,
-    OVERLAP,
-    PRIVACY,
+    WITHHELD,
     Figure,
     by_key,
     ceiling,
     duration,
     families,
     figure,
-    method_title,
     methods,
     plain_rule,
     quantity,
     rule_figures,
     ticks,
+    tied,
+    withheld,
 )
 from tutelage.flows.guarantee import Guarantee, utility
+from tutelage.flows.limits import limits
+from tutelage.flows.names import (
+    CLEAN_CHANGED,
+    CONTAMINATION,
+    EPSILON,
+    FAMILIES,
+    FORGETTING,
+    INSTRUCTION,
+    METHODS,
+    OVERLAP,
+    PRIVACY,
+    method_title,
+)
+from tutelage.flows.report_schema import VERSION
 
 if TYPE_CHECKING:
+    import jinja2
     from rich.console import Console
     from rich.table import Table
+
+_HELPERS = (method_title, by_key, ceiling, duration, plain_rule, rule_figures, ticks, tied)
 
 __all__ = ["METHODS", "figure", "plain_rule", "print_summary", "quantity", "render_html", "render_json", "ticks"]
 
@@ -54,26 +73,39 @@ def render_html(reports: Sequence[RoundReport], timings: Mapping[str, float]) ->
     Returns:
         The page; the same arguments give the same bytes.
     """
+    ordered = sorted(reports, key=lambda report: report.round)
+    rounds = [_view(report, last=report is ordered[-1]) for report in ordered]
+    template = _environment().get_template("report.html")
+    return template.render(
+        rounds=rounds,
+        timings=dict(timings),
+        glance=_glance(ordered[-1]) if ordered else [],
+        limits=limits(ordered[-1], len(ordered)) if ordered else [],
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    names: dict[str, Any] = {"NOT_MEASURED": NOT_MEASURED, "METHODS": METHODS, "FAMILIES": FAMILIES}
-    helpers = {f.__name__: f for f in (method_title, by_key, ceiling, duration, plain_rule, rule_figures, ticks)}
-    ordered = sorted(reports, key=lambda report: report.round)
-    rounds = [_view(report, last=report is ordered[-1]) for report in ordered]
-    return environment.get_template("report.html").render(rounds=rounds, timings=dict(timings), **names, **helpers)
+    # globals, since the macros of an imported template see nothing else
+    made.globals.update({f.__name__: f for f in _HELPERS})
+    made.globals.update(NOT_MEASURED=NOT_MEASURED, WITHHELD=WITHHELD, METHODS=METHODS, FAMILIES=FAMILIES, ALARMS=ALARMS)
+    return made
 
 
 def render_json(reports: Sequence[RoundReport], timings: Mapping[str, float]) -> str:
     """The same figures for programs: `{"reports": [...], "schema": 1, "timings_s": {...}}`.
 
-    NaN and infinities, which JSON does not have, are written as null. Keys are sorted.
+    NaN and infinities, which JSON does not have, are written as null. Keys are sorted. The schema is that of
+    `report_schema.py`.
     """
     rows = [report.model_dump() for report in sorted(reports, key=lambda report: report.round)]
-    text = json.dumps({"schema": 1, "reports": rows, "timings_s": dict(timings)})
+    text = json.dumps({"schema": VERSION, "reports": rows, "timings_s": dict(timings)})
     value = json.loads(text, parse_constant=lambda _: None)
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -100,6 +132,8 @@ def print_summary(reports: Sequence[RoundReport], report_path: Path, console: Co
         for table in (summary_table(report), _privacy_table(report), _gate_table(report)):
             console.print(table)
             console.print()
+        for line in _telling(report):
+            console.print(Text(line), soft_wrap=True)
     for report in ordered:
         guarantee = Guarantee.of(report)
         if guarantee is not None:
@@ -117,6 +151,18 @@ def _privacy_table(report: RoundReport) -> Table:
         interval = "-" if shown.how.startswith("none") else shown.interval
         table.add_row(shown.label, _short(shown), interval or NOT_MEASURED, shown.chance or "-")
     return table
+
+
+def _telling(report: RoundReport) -> list[str]:
+    """The strongest attack, and what an audit measured: one line each, where there is one."""
+    epsilon, strongest = Epsilon.of(report), Attacks.of(report).strongest
+    lines = [epsilon.line] if epsilon.line else []
+    if epsilon.broken:
+        lines.append("The audit measured more than is claimed: the code or the claim is wrong.")
+    if strongest is not None:
+        interval = f" ({strongest.auc.interval})" if strongest.auc.bounded else ""
+        lines.append(f"Strongest attack: {strongest.on_what}, AUC {strongest.auc.text}{interval}")
+    return lines
 
 
 def _gate_table(report: RoundReport) -> Table:
@@ -147,6 +193,56 @@ def _short(shown: Figure) -> str:
     return "-" if shown.value is None else shown.text
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One of the few figures at the head of the page."""
+
+    label: str
+    text: str
+    note: str
+    bad: bool = False
+
+
+def _glance(report: RoundReport) -> list[Tile]:
+    """What somebody who reads no further should have seen."""
+    family = families(report)[0]
+    student, zero_shot = (figure(report, f"{family}.{method}") for method in ("student", "zero_shot"))
+    scored = (
+        f"{student.interval}; zero-shot {zero_shot.text}"
+        if student.value is not None
+        else f"zero-shot {zero_shot.text}"
+    )
+    epsilon, attacks = Epsilon.of(report), Attacks.of(report)
+    best, guarantee = epsilon.best, epsilon.guarantee
+    if epsilon.claimed is not None and guarantee is not None:
+        claim = Tile(
+            "ε claimed", f"≤ {ceiling(epsilon.claimed)}", f"per {guarantee.unit}, δ = {ceiling(guarantee.delta)}"
+        )
+    else:
+        why = "lessons were screened only" if guarantee is None else guarantee.why_not
+        claim = Tile("ε claimed", "no bound", why, bad=guarantee is not None)
+    could = f"on {best.on}; at most {best.most.text} could show" if best and best.most.value is not None else ""
+    measured = (
+        Tile("ε measured", f"≥ {best.low.text}", could or f"on {best.on}")
+        if best
+        else Tile("ε measured", NOT_MEASURED, "")
+    )
+    if epsilon.broken:
+        measured = Tile("ε measured", measured.text, "more than is claimed", bad=True)
+    strongest = attacks.strongest
+    if strongest is not None:
+        attack = Tile(
+            "Strongest attack",
+            f"AUC {strongest.auc.text}",
+            f"{strongest.on_what}; {strongest.auc.interval}; 0.5 is guessing",
+            bad=strongest.tells,
+        )
+    else:
+        first = figure(report, "canary.rank0_share")
+        attack = Tile("Canary secrets found at once", first.text, f"by chance {first.chance}" if first.chance else "")
+    return [Tile(f"{FAMILIES[family]} of the student", student.text, scored), claim, measured, attack]
+
+
 def _view(report: RoundReport, last: bool) -> dict[str, Any]:
     """A report sorted into what the page shows together. Every metric ends up in exactly one group."""
     names = methods(report)
@@ -156,7 +252,19 @@ def _view(report: RoundReport, last: bool) -> dict[str, Any]:
         if family == "recall" and method in names:
             recall[method].append(figure(report, f"recall.{method}.{label}", label))
     scored = [f.name for row in (*(row.values() for row in scores.values()), *recall.values()) for f in row]
-    shown = {*scored, *PRIVACY, *OVERLAP, *FORGETTING}
+    attacks, pairs = Attacks.of(report), {"extraction": extraction(report), "scanner": scanner(report)}
+    shown = {
+        *scored,
+        *PRIVACY,
+        *INSTRUCTION,
+        *OVERLAP,
+        *FORGETTING,
+        *CONTAMINATION,
+        *EPSILON,
+        CLEAN_CHANGED,
+        *attacks.names,
+    }
+    shown |= {f.name for rows in pairs.values() for pair in rows for f in (pair.first, pair.second) if f is not None}
     exposure = report.metric("canary.exposure_mean")
     chance = NO_LEAK.search(exposure.interval) if exposure else None
     return {
@@ -167,7 +275,14 @@ def _view(report: RoundReport, last: bool) -> dict[str, Any]:
         "methods": names,
         "scores": scores,
         "recall": recall,
+        "epsilon": Epsilon.of(report),
+        "attacks": attacks,
+        **pairs,
+        "clean_changed": figure(report, CLEAN_CHANGED),
+        "contamination": [figure(report, name) for name in CONTAMINATION],
+        "withheld": withheld(report),
         "canaries": [figure(report, name) for name in PRIVACY],
+        "instruction": [figure(report, name) for name in INSTRUCTION],
         "chance": float(chance["chance"]) if chance else math.log2(math.e),
         "overlap": [figure(report, name) for name in OVERLAP],
         "forgetting": [figure(report, name) for name in FORGETTING],

@@ -1,8 +1,10 @@
 """What a stage is: a plain function over a run folder, run once, committed whole, resumed by its manifest.
 
 The one record of what is complete is the stage's manifest (see configs/store.py): it carries the digests of
-the stage's files and is checked against them before every reuse. So Prefect neither caches nor stores results;
-it schedules, shows and logs. A task gets a run folder, a round, a silo's name and digests, never a text.
+the stage's files and is checked against them before every reuse. Before it is written, the stage's statement goes into
+the run's custody log (privacy/custody.py): a manifest that the log doesn't know counts for nothing. So Prefect neither
+caches nor stores results; it schedules, shows and logs. A task gets a run folder, a round, a silo's name and digests,
+never a text.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from prefect.cache_policies import NO_CACHE
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
-from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, write_atomic
+from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, manifest_digest, write_atomic
+from tutelage.privacy import custody
 
 Manifest = dict[str, Any]
 Done = tuple[list[Path], dict[str, Any]]
@@ -75,6 +78,7 @@ def create_run(recipe: Recipe, root: Path) -> Run:
                 remedy="name another folder with --run-dir, or `tutelage resume` to finish it as it was begun",
             )
         # Its data was never dealt out, most likely because of a fault in it: the mended recipe takes its place.
+        (root / custody.LOG).unlink(missing_ok=True)
         shutil.rmtree(run.dir.vault)
     elif root.exists() and any(path.name != "lock" for path in root.iterdir()):
         raise UserError("this folder is not empty and holds no run", file=root, remedy="name another with --run-dir")
@@ -115,7 +119,7 @@ def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:
     """
 
     def decorate(body: Body) -> Callable[..., Manifest]:
-        def commit(run_dir: str, name: str, where: list[int | str], after: list[str]) -> Manifest:
+        def commit(run_dir: str, name: str, where: list[int | str], after: list[list[str]]) -> Manifest:
             try:
                 return _commit(body, version, open_run(Path(run_dir)), name, where, after)
             except (UserError, PrivacyError):
@@ -130,12 +134,35 @@ def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:
         @functools.wraps(body)
         def call(run_dir: str, *where: int | str, after: list[Manifest]) -> Manifest:
             name = stage_name(body.__name__, *where)
-            digests = [digest([manifest["key"], manifest["files"], manifest["facts"]]) for manifest in after]
-            return prefect_task.with_options(task_run_name=name)(run_dir, name, list(where), digests)
+            came_from = [[manifest["stage"], manifest_digest(manifest)] for manifest in after]
+            return prefect_task.with_options(task_run_name=name)(run_dir, name, list(where), came_from)
 
         return call
 
     return decorate
+
+
+def by_hand(run: Run, name: str, body: Body, *where: int | str, after: list[str]) -> Manifest:
+    """Commit, outside a flow, something that a person did to a finished run: it stands in the run's log like a stage.
+
+    Args:
+        run: The run.
+        name: As a stage's, and of no stage.
+        body: As a stage's.
+        where: As a stage's.
+        after: Names of the stages that it builds on.
+
+    Raises:
+        UserError: one of those is not finished.
+    """
+    import json
+
+    paths = {stage: run.dir.manifest_path(stage) for stage in after}
+    for stage, path in paths.items():
+        if not path.exists():
+            raise UserError(f"{stage} is not finished", file=run.dir.root, remedy=f"tutelage resume {run.dir.root}")
+    made = [[stage, manifest_digest(json.loads(path.read_text()))] for stage, path in paths.items()]
+    return _commit(body, 1, run, name, list(where), made)
 
 
 def stage_name(body: str, *where: int | str) -> str:
@@ -144,17 +171,34 @@ def stage_name(body: str, *where: int | str) -> str:
     return "".join(rounds) + "-".join([body, *(part for part in where if isinstance(part, str))])
 
 
-def _commit(body: Body, version: int, run: Run, name: str, where: list[int | str], after: list[str]) -> Manifest:
-    key = digest([name, version, run.id, run.recipe.model_dump(mode="json"), after])
+def _commit(body: Body, version: int, run: Run, name: str, where: list[int | str], after: list[list[str]]) -> Manifest:
+    recipe = run.recipe.model_dump(mode="json")
+    key = digest([name, version, run.id, recipe, [made for _, made in after]])
+    log = custody.Custody(run.dir.root)
+    run.dir.sweep()
     manifest = run.dir.finished(name, key)
-    if manifest is not None:
+    # A manifest is written after its statement, so one that the log doesn't know was not written by a stage.
+    if manifest is not None and log.knows(name):
         _say(f"  {name:<28} done before")
         return manifest
     _say(f"  {name:<28} ...")
+    vault = log.vault_files()
     started = time.monotonic()
     files, facts = body(run, *where)
     seconds = time.monotonic() - started
-    manifest = run.dir.commit(name, key, files, facts, seconds)
+
+    def witness(manifest: Manifest, sha256: str) -> None:
+        log.add_stage(
+            manifest,
+            sha256,
+            version=version,
+            run_id=run.id,
+            recipe_digest=digest(recipe),
+            materials=[(stage, made) for stage, made in after],
+            before=vault,
+        )
+
+    manifest = run.dir.commit(name, key, files, facts, seconds, witness)
     _say(f"  {name:<28} {seconds:6.1f} s")
     return manifest
 

@@ -94,7 +94,7 @@ def index(run: Run, silo: str) -> Done:
 def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts and wordings of an instruction, into the silo's vault."""
     recipe, records = run.recipe, layout.records(run, silo)
-    engine = _engine(recipe.teach.model, recipe.teach.batch_rows)
+    engine = teacher_engine(recipe.teach.model, recipe.teach.batch_rows)
     if recipe.formal:
         drafts, facts = formal.teach(run, engine, round, silo)
         return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
@@ -157,7 +157,7 @@ def certify(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     """A silo's teacher does the round's work once more at another ε, into the vault."""
-    engine = _engine(run.recipe.teach.model, run.recipe.teach.batch_rows)
+    engine = teacher_engine(run.recipe.teach.model, run.recipe.teach.batch_rows)
     drafts, _ = formal.teach(run, engine, round, silo, bracket)
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
@@ -188,7 +188,7 @@ def _write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: d
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(model: str, batch_rows: int) -> TransformersEngine:
+def teacher_engine(model: str, batch_rows: int) -> TransformersEngine:
     return TransformersEngine(resolve_model(model), batch_rows)
 
 

@@ -1,4 +1,4 @@
-"""The stages of the student, in the order they happen: learn, measure, attack, judge, publish.
+"""The stages of the student, in the order they happen: learn, measure, judge, publish; attacks.py has the attacks.
 
 They read released lessons. Those that read private records besides say so: what they find is marked internal.
 """
@@ -10,17 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tutelage.configs.models import hub_name, load_model, resolve_model
-from tutelage.configs.records import Certificate, CurvePoint, Example, Metric, RoundReport, SiloCounts
+from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask
 from tutelage.configs.store import digest, write_atomic
 from tutelage.flows import formal, layout, registry
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
-from tutelage.privacy import canaries, certificate, gate
-from tutelage.privacy.attacks import exposure, overlap_audit
+from tutelage.privacy import custody, gate
+from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.drafts import read_drafts
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.release import LessonSet, cleaned
@@ -141,66 +139,46 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
-@stage(version=1)
-def attack(run: Run, round: int) -> Done:
-    """Exposure of the planted canaries, in the student and in the released texts alone."""
-    recipe = run.recipe
-    planted = canaries.read_canaries(layout.evaluation_path(run, "canaries"))
-    texts = [f"{lesson.prompt} {lesson.completion}" for lesson in layout.all_lessons(run, round)]
-    metrics = list(exposure.text_exposure(planted, texts))
-    if layout.adapter_path(run, round).exists():
-        folder = resolve_model(recipe.student.base)
-        base, tokenizer = load_model(folder)
-        student, _ = train.load_student(folder, layout.adapter_path(run, round))
-        size = len(planted[0].candidates) if planted else 1
-
-        def gain(candidates: Any) -> np.ndarray:
-            """How much likelier the student finds each text than its base does: what training added."""
-            found = []
-            for start in range(0, len(candidates), size):  # one canary's candidates share all but the secret
-                group = list(candidates[start : start + size])
-                after, before = (
-                    score.sequence_nll(model, tokenizer, group, recipe.measure.batch_rows, reduce="sum")
-                    for model in (student, base)
-                )
-                found.append(before - after)
-            return np.concatenate(found)
-
-        metrics += exposure.attack(planted, gain, n_resamples=recipe.measure.bootstrap, seed=recipe.seed).metrics
-    return [], {"metrics": _dump(metrics)}
-
-
-@stage(version=1)
+@stage(version=2)
 def audit_silo(run: Run, round: int, silo: str) -> Done:
-    """How much of the released set overlaps with one silo's records. Aggregates only, and marked internal."""
+    """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
     recipe = run.recipe
     formal.note_internal(run, silo, "overlap_audit", round)
-    overlaps = OverlapIndex(
+    index = OverlapIndex(
         layout.records(run, silo),
         ngram=recipe.screen.ngram,
         scrubber=scrubber(recipe.screen),
         public_completions=labels(recipe),
         embeddings=layout.embeddings(run, silo),
-    ).measure([lesson.prompt for lesson in layout.all_lessons(run, round)])
-    return [], {"overlap": overlap_audit.summarise(overlaps)}
+    )
+    overlaps = index.measure([lesson.prompt for lesson in layout.all_lessons(run, round)])
+    test = [one.text for one in read_records(layout.evaluation_path(run, "test"))]
+    return [], {"overlap": overlap_audit.summarise(overlaps), "test_seen": contamination.seen(index, test)}
 
 
 # ---- gate, report, publish --------------------------------------------------------------------------------------
 
 
-@stage(version=2)
+@stage(version=3)
 def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
     at = f"round-{round}/"
-    metrics = [Metric(**row) for name in ("measure", "upper_line", "attack") for row in run.facts(at + name)["metrics"]]
-    metrics += overlap_audit.combine({silo: run.facts(f"{at}audit_silo-{silo}")["overlap"] for silo in run.silos})
+    stages = ("check_scanner", "probe_mechanism", f"{at}measure", f"{at}upper_line", f"{at}attack")
+    metrics = [Metric(**row) for name in stages for row in run.facts(name)["metrics"]]
+    audits = {silo: run.facts(f"{at}audit_silo-{silo}") for silo in run.silos}
+    metrics += overlap_audit.combine({silo: facts["overlap"] for silo, facts in audits.items()})
+    metrics += contamination.summarise(
+        run.facts(f"{at}contaminated")["seen"],
+        {silo: facts["test_seen"] for silo, facts in audits.items()},
+        run.facts("prepare")["test"],
+    )
     aggregated, learned, records = (
         run.facts(at + "aggregate"),
         run.facts(at + "learn"),
         run.facts("prepare")["records"],
     )
-    certificates = _certificates(run, round)
+    certificates = layout.certificates(run, round)
     certified = {one.silo: one for one in certificates}
     if certificates:
         claimed = max(one.epsilon for one in certificates)
@@ -229,10 +207,13 @@ def judge_round(run: Run, round: int) -> Done:
         lessons_per_class=aggregated["per_class"],
         topics_next=run.facts(at + "measure")["topics"],
         metrics=tuple(metrics),
+        roc=tuple(Curve(**row) for row in run.facts(f"{at}attack")["roc"]),
         curve=tuple(CurvePoint(**point) for point in learned["curve"]),
         decision=gate.decide(metrics, recipe.gate, lessons=sum(aggregated["per_class"].values())),
         lessons_digest=aggregated["lessons_digest"],
         adapter_digest=learned["adapter_digest"],
+        versions=custody.versions(),
+        seed=recipe.seed,
     )
     public = publish.public_report(report)
     files = [
@@ -251,13 +232,6 @@ def publish_student(run: Run, round: int) -> Done:
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
-
-
-def _certificates(run: Run, round: int) -> tuple[Certificate, ...]:
-    if not run.recipe.formal:
-        return ()
-    keys = layout.public_keys(run)
-    return tuple(certificate.load(layout.certificate_path(run, round, silo), keys) for silo in run.silos)
 
 
 def _comparison(run: Run) -> Comparison:

@@ -54,7 +54,7 @@ _FORMS = (
     "We left {number} {things} in the {place} and took the {colour} {thing}",
     "Remember that the {colour} {thing} in the {place} goes with {number} {things}",
 )
-_SPACE = prod(len(words) for words in _SLOTS.values())
+SPACE = prod(len(words) for words in _SLOTS.values())
 """How many secrets there are of each form: about 9.4 million, 23 bits."""
 
 
@@ -176,9 +176,9 @@ def plant(
         UserError: there is no silo or no carrier, `max_chars` leaves no room, or too many candidates are asked.
     """
     rng = rng or secrets.SystemRandom()
-    if config.canary_candidates > _SPACE:
+    if config.canary_candidates > SPACE:
         raise UserError(
-            f"there are only {_SPACE} secrets", key="attack.canary_candidates", remedy="ask for fewer candidates"
+            f"there are only {SPACE} secrets", key="attack.canary_candidates", remedy="ask for fewer candidates"
         )
     names = sorted(silos)
     if not names:
@@ -234,7 +234,7 @@ def _make(
 ) -> Canary:
     form = rng.choice(_FORMS)
     # different secrets, and the true one any of them with equal chance: without a leak its rank is exactly uniform
-    candidates = [_secret(form, number) for number in rng.sample(range(_SPACE), count)]
+    candidates = [_secret(form, number) for number in rng.sample(range(SPACE), count)]
     # room for the longest candidate, not for the true one: the carrier must not depend on which one is true
     room = max_chars - max(map(len, candidates)) - len(".") - 2 * len(" ")
     if room < 0:

@@ -14,8 +14,9 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> Ga
     """Whether a round's student may be published.
 
     Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included) or rests on fewer items
-    than the rule asks for, where any name was measured twice, and where there are no lessons or no rules. The order of
-    metrics and of rules makes no difference.
+    than the rule asks for, where any name was measured twice, and where there are no lessons or no rules. Where an ε is
+    certified, refuses also if an audit shows a larger one, or tried and could not measure. The order of metrics and of
+    rules makes no difference.
 
     Args:
         metrics: Everything the round measured.
@@ -32,6 +33,7 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> Ga
         _standing("released lessons >= 1", lessons, 1, lessons >= 1),
         _standing("gate rules >= 1", len(config.rules), 1, len(config.rules) >= 1),
         _standing("metrics measured twice <= 0", twice, 0, twice == 0),
+        *_audits(by_name),
         *(_apply(rule, by_name, counts) for rule in config.rules),
     )
     return GateDecision(passed=all(outcome.passed for outcome in outcomes), outcomes=outcomes)
@@ -49,6 +51,21 @@ def _standing(condition: str, observed: int, threshold: int, passed: bool) -> Ru
     return RuleOutcome(
         rule=condition, observed=observed, threshold=threshold, passed=passed, reason=f"there are {observed}"
     )
+
+
+def _audits(metrics: Mapping[str, Metric]) -> list[RuleOutcome]:
+    """An audit that shows a larger ε than is certified, or a mechanism that moves more: the code is wrong."""
+    claimed = metrics.get("epsilon.claimed")
+    if claimed is None:
+        return []
+    most = {"audit.student.epsilon_low": claimed.value, "audit.lessons.epsilon_low": claimed.value}
+    most["audit.mechanism.shift_ratio"] = 1 + ROUNDING
+    rules = [GateRule(metric=name, op="<=", value=value) for name, value in most.items() if name in metrics]
+    return [_apply(rule, metrics, {}) for rule in rules]
+
+
+ROUNDING = 1e-3
+"""What sums in another order may add to a shift, relative to it."""
 
 
 def _apply(rule: GateRule, metrics: Mapping[str, Metric], counts: Mapping[str, int]) -> RuleOutcome:

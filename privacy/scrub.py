@@ -129,22 +129,42 @@ _CARD_PATTERNS = (
 )
 
 
+class Span(NamedTuple):
+    """A piece of a text, `text[start:end]`, with what it is and how sure that is (0 to 1)."""
+
+    start: int
+    end: int
+    entity: str
+    score: float
+
+
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
     """A text with its personal data replaced, and how many spans of each entity were."""
 
     text: str
     replaced: dict[str, int]
+    spans: tuple[Span, ...] = ()
+    """What was replaced, by its place in the text as it came, in order."""
 
     def __repr__(self) -> str:
         return f"<Scrubbed {len(self.text)} chars, redacted>"
 
 
-class _Span(NamedTuple):
-    start: int
-    end: int
-    entity: str
-    score: float
+def check_entities(entities: Iterable[str]) -> None:
+    """Refuse what no detector finds: left out silently, it would stay in the lessons.
+
+    Raises:
+        UserError: an entity that is not one of `ENTITIES`, with the nearest of those.
+    """
+    for entity in entities:
+        if entity not in ENTITIES:
+            close = difflib.get_close_matches(entity, ENTITIES, n=1)
+            raise UserError(
+                f"no detector finds the entity {entity!r}; known are {', '.join(ENTITIES)}",
+                key="screen.entities",
+                remedy=f"did you mean {close[0]!r}?" if close else "take it from that list",
+            )
 
 
 class Scrubber:
@@ -159,14 +179,7 @@ class Scrubber:
     """
 
     def __init__(self, entities: Sequence[str], score: float) -> None:
-        for entity in entities:
-            if entity not in ENTITIES:
-                close = difflib.get_close_matches(entity, ENTITIES, n=1)
-                raise UserError(
-                    f"no detector finds the entity {entity!r}; known are {', '.join(ENTITIES)}",
-                    key="screen.entities",
-                    remedy=f"did you mean {close[0]!r}?" if close else "take it from that list",
-                )
+        check_entities(entities)
         self._entities, self._score = list(entities), score
 
     def scrub(self, text: str) -> Scrubbed:
@@ -175,9 +188,10 @@ class Scrubber:
 
     def scrub_many(self, texts: Iterable[str]) -> list[Scrubbed]:
         """Scrub texts together, which is faster than one by one."""
-        current = list(texts)
-        counts: list[Counter[str]] = [Counter() for _ in current]
-        pending = list(range(len(current))) if self._entities else []
+        originals = list(texts)
+        current = list(originals)
+        done: list[list[Span]] = [[] for _ in originals]
+        pending = list(range(len(originals))) if self._entities else []
         # A replaced name changes what the model sees in the rest, so a text is scrubbed until nothing more is found.
         # Every pass that finds something leaves fewer characters outside placeholders: this ends.
         while pending:
@@ -185,13 +199,16 @@ class Scrubber:
             changed = []
             for i, spans in zip(pending, found, strict=True):
                 if spans:
-                    current[i] = _replace(current[i], spans)
-                    counts[i].update(span.entity for span in spans)
+                    done[i] = sorted(done[i] + _before(spans, done[i]))
+                    current[i] = _replace(originals[i], done[i])
                     changed.append(i)
             pending = changed
-        return [Scrubbed(text, dict(count)) for text, count in zip(current, counts, strict=True)]
+        return [
+            Scrubbed(text, dict(Counter(span.entity for span in spans)), tuple(spans))
+            for text, spans in zip(current, done, strict=True)
+        ]
 
-    def _find(self, texts: list[str]) -> list[list[_Span]]:
+    def _find(self, texts: list[str]) -> list[list[Span]]:
         results = _analyzer().analyze_iterator(
             texts,
             language="en",
@@ -200,12 +217,23 @@ class Scrubber:
             score_threshold=self._score,
         )
         return [
-            _resolve(text, [_Span(hit.start, hit.end, hit.entity_type, hit.score) for hit in hits])
+            _resolve(text, [Span(hit.start, hit.end, hit.entity_type, hit.score) for hit in hits])
             for text, hits in zip(texts, results, strict=True)
         ]
 
 
-def _replace(text: str, spans: list[_Span]) -> str:
+def _before(spans: list[Span], done: list[Span]) -> list[Span]:
+    """Where spans of a partly scrubbed text stood in the text as it came. None lies in a placeholder."""
+    moved, shift, rest = [], 0, list(done)
+    for span in spans:
+        while rest and rest[0].start <= span.start + shift:
+            shift += rest[0].end - rest[0].start - len(f"<{rest[0].entity}>")
+            rest.pop(0)
+        moved.append(span._replace(start=span.start + shift, end=span.end + shift))
+    return moved
+
+
+def _replace(text: str, spans: list[Span]) -> str:
     pieces, position = [], 0
     for span in spans:
         pieces += [text[position : span.start], f"<{span.entity}>"]
@@ -213,13 +241,13 @@ def _replace(text: str, spans: list[_Span]) -> str:
     return "".join(pieces) + text[position:]
 
 
-def _resolve(text: str, spans: list[_Span]) -> list[_Span]:
+def _resolve(text: str, spans: list[Span]) -> list[Span]:
     """Make detections disjoint: never inside a placeholder, and where they overlap, their union under one label.
 
     The label is that of the longest detection, then of the surest; the union is replaced, so no part is left over.
     """
     cut = [part for span in spans for part in _outside_placeholders(text, span)]
-    merged: list[tuple[_Span, _Span]] = []  # (union, the detection that labels it)
+    merged: list[tuple[Span, Span]] = []  # (union, the detection that labels it)
     for span in sorted(cut):
         if merged and span.start < merged[-1][0].end:
             union, label = merged[-1]
@@ -230,7 +258,7 @@ def _resolve(text: str, spans: list[_Span]) -> list[_Span]:
     return [union._replace(entity=label.entity, score=label.score) for union, label in merged]
 
 
-def _outside_placeholders(text: str, span: _Span) -> list[_Span]:
+def _outside_placeholders(text: str, span: Span) -> list[Span]:
     """The parts of a detection that lie outside placeholders and hold something, without white space around them."""
     borders = [span.start]
     for match in PLACEHOLDER.finditer(text):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -206,23 +207,10 @@ def write_lessons(
     wordings = [sentences(text.text) for text in journal.read().get(INSTRUCTION_PART, [])]
     advice = next((wording for wording in wordings if wording), None)
 
-    labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
-
-    def prompt(label: str | None, references: Sequence[Example]) -> str:
-        return prompts.example_prompt(task, label, references, advice)
-
-    publics = [
-        _public(functools.partial(prompt, label), divisor)
-        for label, divisor in zip(labels, divisors(task, shares, privacy.batch_units), strict=True)
-    ]
-
-    def member(record: PrivateRecord) -> Member:
-        label = record.completion if isinstance(task, ClassificationTask) else None
-        at = labels.index(label)
-        return Member(at, prompt(label, [_shortened(engine, record, privacy)])[len(publics[at].head) :])
-
+    asked = _Asked(engine, task, privacy, shares, advice)
+    labels = asked.labels
     work = [
-        Batch(part, tuple(member(by_id[id]) for id in ids) if rho else ())
+        Batch(part, tuple(asked.member(by_id[id]) for id in ids) if rho else ())
         for part, ids in enumerate(deal.batches, INSTRUCTION_PART + 1)
         if part in left
     ]
@@ -232,8 +220,8 @@ def write_lessons(
             journal.add(part, texts)
             bar.update(len(texts))
 
-        decoder = _decoder(engine, publics, privacy)
-        decoder.write(publics, work, examples, allowance, stop=prompts.STOP, on_written=keep)
+        decoder = _decoder(engine, asked.publics, privacy)
+        decoder.write(asked.publics, work, examples, allowance, stop=prompts.STOP, on_written=keep)
 
     written = journal.read()
     drafts, texts = [], 0
@@ -250,6 +238,71 @@ def write_lessons(
         drafts.append(Draft(id, "instruction", advice, "", prompts.VERSION, "private_prediction"))
     lost = len(deal.batches) - sum(part in written for part in range(1, len(deal.batches) + 1))
     return Written(tuple(drafts), texts, malformed, lost)
+
+
+_PROBED_RECORDS, _PROBED_TOKENS = 4, 16
+
+
+def probe(
+    engine: TransformersEngine,
+    records: Sequence[PrivateRecord],
+    *,
+    task: Task,
+    teach: TeachConfig,
+    privacy: PrivatePredictionPrivacy,
+    rho: float,
+) -> tuple[float, int]:
+    """Put the guarantee's claim about one record to the test, with the engine and the mechanism of the lessons.
+
+    Args:
+        engine: The model.
+        records: Some that are no silo's: what is found is a function of them that nothing protects.
+        task: The task.
+        teach: As for `write_lessons`.
+        privacy: As for `write_lessons`.
+        rho: As for `write_lessons`; positive and finite.
+
+    Returns:
+        The largest shift of a score by one record's absence, as a multiple of what the mechanism may let it be (1, but
+        for rounding, where clipping binds; more means that it doesn't clip), and in how many draws it was looked for.
+    """
+    _, examples = mechanisms(rho, teach)
+    examples = replace(examples, max_tokens=min(_PROBED_TOKENS, examples.max_tokens))
+    asked = _Asked(engine, task, privacy, {}, None)
+    batch = Batch(0, tuple(asked.member(record) for record in records[:_PROBED_RECORDS]))
+    decoder = _decoder(engine, asked.publics, privacy)
+    places = range(len(batch.members))
+    shifts = [decoder.shift(asked.publics, batch, place, examples) for place in places]
+    return max(shifts, default=math.nan) / examples.sensitivity, len(shifts) * examples.max_tokens * len(asked.publics)
+
+
+class _Asked:
+    """What the teacher is asked: the public prompt of every label, and a record's place behind its own label's."""
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        task: Task,
+        privacy: PrivatePredictionPrivacy,
+        shares: Mapping[str, float],
+        advice: str | None,
+    ) -> None:
+        self.engine, self.task, self.privacy, self.advice = engine, task, privacy, advice
+        self.labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
+        by = divisors(task, shares, privacy.batch_units)
+        self.publics = [
+            _public(functools.partial(self._prompt, label), divisor)
+            for label, divisor in zip(self.labels, by, strict=True)
+        ]
+
+    def member(self, record: PrivateRecord) -> Member:
+        label = record.completion if isinstance(self.task, ClassificationTask) else None
+        at = self.labels.index(label)
+        prompt = self._prompt(label, [_shortened(self.engine, record, self.privacy)])
+        return Member(at, prompt[len(self.publics[at].head) :])
+
+    def _prompt(self, label: str | None, references: Sequence[Example]) -> str:
+        return prompts.example_prompt(self.task, label, references, self.advice)
 
 
 def _write_instruction(

@@ -59,6 +59,6 @@ def _run(teacher: str, arguments: tuple[str, ...], output: Path) -> None:
         os.dup2(stream.fileno(), 2)
     if teacher != "own":
         double = HonestTeacher() if teacher == "honest" else CopyingTeacher()
-        stages._engine = lambda *_: double
+        stages.teacher_engine = lambda *_: double
     sys.argv = ["tutelage", *arguments]
     cli.main()

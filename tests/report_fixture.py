@@ -6,9 +6,23 @@ import hashlib
 import math
 from typing import Any, Literal
 
-from tutelage.configs.records import Certificate, CurvePoint, Metric, RoundReport, SiloCounts, Spend
-from tutelage.configs.schema import GateConfig, GateRule
+import numpy as np
+
+from tutelage.configs.records import (
+    Certificate,
+    Curve,
+    CurvePoint,
+    Metric,
+    Override,
+    RoundReport,
+    SiloCounts,
+    Spend,
+)
+from tutelage.configs.schema import GateConfig, GateRule, ScreenConfig
 from tutelage.privacy import accounting
+from tutelage.privacy.attacks import one_run
+from tutelage.privacy.attacks.base import Settings
+from tutelage.privacy.attacks.membership import judge
 from tutelage.privacy.gate import decide
 from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
 
@@ -79,6 +93,81 @@ def metrics(student_hits: int = 97) -> list[Metric]:
         share_metric("overlap.near_duplicate_share", 0, 96, internal=True, note="an upper bound over silos"),
         point_metric("overlap.cosine_max", 0.8712, 96, "a maximum", internal=True),
     ]
+
+
+SEPARATION = {
+    "mia.loss": 0.1, "mia.gain": 0.35, "mia.zlib": 0.05, "mia.min_k": -0.1, "mia.rmia": 0.2,
+    "synthetic.ngram": 0.75, "synthetic.neighbour": 0.3, "synthetic.neighbour_meaning": 0.15,
+    "synthetic.auxiliary": 0.4,
+}  # fmt: skip
+"""Attack -> by how many standard deviations members score higher."""
+OVERRIDE = Override(
+    by="Ada Example", reason="A test of the registry with public records only; nobody's data is at stake."
+)
+
+
+def attacks(leak: float = 1.0, members: int = 100, nonmembers: int = 100) -> tuple[list[Metric], list[Curve]]:
+    """What the attacks that tell members from non-members find where `SEPARATION` is `leak` times as large."""
+    rng, found = np.random.default_rng(7), []
+    for name, apart in SEPARATION.items():
+        others = nonmembers // 2 if name == "mia.rmia" else nonmembers
+        inside, outside = rng.normal(leak * apart, 1, members), rng.normal(0, 1, others)
+        found.append(judge(name, inside, outside, Settings(resamples=100), internal=True))
+    return [metric for one in found for metric in one.metrics], [curve for one in found for curve in one.curves]
+
+
+def audits(lessons: float = 0.9, student: float = 0.0, canaries: int = 100) -> list[Metric]:
+    """The one-run audit of canaries whose scores are so many standard deviations apart by their coin."""
+    rng = np.random.default_rng(3)
+    member = rng.random(canaries) < 0.5
+    noise = rng.normal(0, 1, (2, canaries))
+    return [
+        metric
+        for name, apart, scores in zip(("lessons", "student"), (lessons, student), noise, strict=True)
+        for metric in one_run.audit(f"audit.{name}", scores + apart * member, member, 1e-5)
+    ]
+
+
+def further_attacks() -> list[Metric]:
+    """Canaries in the instruction, extraction, contamination and the scanner on planted personal data."""
+    rng = np.random.default_rng(5)
+    scanned = [
+        metric
+        for entity in ScreenConfig().entities
+        for metric in (
+            share_metric(f"pii.recall.{entity}", 200 - int(rng.integers(0, 25)), 200, exact=True),
+            share_metric(f"pii.precision.{entity}", 204 - int(rng.integers(0, 15)), 207, exact=True),
+        )
+    ]
+    return [
+        mean_metric("canary.exposure_skew_normal_mean", [0.5, 2.9, 0.8, 4.1, 1.0], note="1.5 with no leak"),
+        point_metric("instruction.canary_verbatim", 0, 5, "a count"),
+        point_metric("instruction.canary_run_max", 2, 5, "a maximum; 2 words of a canary that was not planted"),
+        auc_metric("instruction.canary_auc", [0.2, -0.4, 0.9, 0.3, 0.1], [0.4, -0.1, 0.0]),
+        *(
+            share_metric(f"extraction.prefix_{k}{side}", hits, n, internal=True, exact=True, note="the next 50 tokens")
+            for k, n, inside, outside in ((16, 96, 1, 0), (32, 91, 1, 0), (64, 77, 2, 1))
+            for side, hits in (("", inside), ("_out", outside))
+        ),
+        share_metric("contamination.lessons_share", 0, 120),
+        share_metric("contamination.silos_share", 3, 120, internal=True, note="an upper bound over silos"),
+        *scanned,
+        share_metric("pii.recall.EMAIL_ADDRESS.obfuscated", 71, 160, exact=True),
+        share_metric("pii.recall.PERSON.bare", 48, 66, exact=True),
+        share_metric("pii.clean_changed_share", 9, 200, exact=True),
+    ]
+
+
+def attacked(report: RoundReport, leak: float = 1.0, audit: float = 0.9, **changes: Any) -> RoundReport:
+    """The report with everything that attacks and audits may add, on a pipeline that leaks so much."""
+    judged, curves = attacks(leak)
+    fields = {
+        "metrics": (*report.metrics, *judged, *audits(audit), *further_attacks()),
+        "roc": tuple(curves),
+        "versions": {"tutelage": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.20.1"},
+        "seed": 17,
+    }
+    return report.model_copy(update={**fields, **changes})
 
 
 def brackets(public: int = 74, unprotected: int = 104) -> list[Metric]:
@@ -164,6 +253,14 @@ def formal(round: int = 1, rounds: int | None = None, **changes: Any) -> RoundRe
         "decision": decide(figures, FORMAL_GATE, lessons=96),
     }
     return report(round, **{**fields, **changes})
+
+
+def certified(*changes: dict[str, Any]) -> RoundReport:
+    """A formal round with fields of its silos' certificates replaced, silo by silo."""
+    made = formal().certificates
+    return formal(
+        certificates=tuple(one.model_copy(update=changes[k] if k < len(changes) else {}) for k, one in enumerate(made))
+    )
 
 
 def certificate(k: int, round: int = 1, rounds: int = 1) -> Certificate:

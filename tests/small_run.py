@@ -51,7 +51,7 @@ def recipe_for(path: Path, model: Path, **changes: Any) -> dict[str, Any]:
             "records": {"source": "files", "path": str(path)},
             "silos": 2,
             "test_records": 20,
-            "nonmember_records": 10,
+            "nonmember_records": 20,
             "max_chars": 240,
         },
         "teach": {
@@ -61,10 +61,11 @@ def recipe_for(path: Path, model: Path, **changes: Any) -> dict[str, Any]:
             "drafts_per_prompt": 3,
             "keep_per_prompt": 2,
         },
+        "screen": {"check_texts": 4},
         "aggregate": {"lessons_per_class": 6},
         "student": {"base": str(model), "rank": 2, "alpha": 4, "epochs": 2, "batch_rows": 4, "max_tokens": 768},
         "measure": {"few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2},
-        "attack": {"canaries": 8, "canary_copies": 2, "canary_candidates": 8},
+        "attack": {"canaries": 8, "canary_copies": 1, "canary_candidates": 8, "members": 12},
         "gate": {
             "rules": [
                 {"metric": "overlap.longest_run_max", "op": "<=", "value": 12},

@@ -122,7 +122,7 @@ def test_every_word_of_a_slot_is_equally_likely():
     rng = random.Random(2)
     drawn = Counter(
         word
-        for n in rng.choices(range(module._SPACE), k=20_000)
+        for n in rng.choices(range(module.SPACE), k=20_000)
         for word in module._secret("{colour} {number}", n).split()
     )
     for slot in ("colour", "number"):
@@ -147,7 +147,7 @@ def test_no_name_or_number_for_screening_to_find():
 def test_screening_leaves_secrets_alone():
     screen = ScreenConfig()
     rng = random.Random(0)
-    texts = [module._secret(rng.choice(module._FORMS), rng.randrange(module._SPACE)) + "." for _ in range(100)]
+    texts = [module._secret(rng.choice(module._FORMS), rng.randrange(module.SPACE)) + "." for _ in range(100)]
     scrubbed = Scrubber(screen.entities, screen.pii_score).scrub_many(texts)
     assert sum(before != after.text for before, after in zip(texts, scrubbed, strict=True)) <= 2
 

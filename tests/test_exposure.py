@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import skewnorm
 
 from tutelage.configs.schema import AttackConfig, ClassificationTask, GateConfig, GateRule
 from tutelage.privacy.attacks.exposure import (
     attack,
     expected_exposure,
     exposure,
+    skew_normal_exposure,
     text_exposure,
     true_ranks,
 )
@@ -29,6 +31,7 @@ GATE = GateConfig(rules=(GateRule(metric="canary.rank0_share", op="<=", value=0.
 ATTACK_METRICS = [
     "canary.exposure_mean",
     "canary.exposure_max",
+    "canary.exposure_skew_normal_mean",
     "canary.rank0_share",
     "canary.rank1pct_share",
     "canary.exposure_out_mean",
@@ -95,6 +98,70 @@ def test_ranks_against_sorting(rows, data):
     assert mean(every) == 3
 
 
+@pytest.mark.parametrize("shape", [-5.0, -1.0, 0.0, 2.0])
+def test_the_fitted_exposure_is_that_of_the_distribution(shape):
+    """With many candidates it is what the distribution they come from says, also past log2 of their number."""
+    rng = np.random.default_rng(0)
+    row = skewnorm.rvs(shape, size=20_000, random_state=rng)
+    for share in (0.5, 0.01, 1e-5):
+        row[7] = skewnorm.isf(share, shape)
+        assert skew_normal_exposure([row], [7])[0] == pytest.approx(-math.log2(share), rel=0.25)
+
+
+def test_the_fitted_exposure_ends_where_the_secret_does():
+    row = np.random.default_rng(0).normal(size=64)
+    row[3] = 1e6
+    assert skew_normal_exposure([row], [3])[0] == pytest.approx(math.log2(24 * 32 * 24 * 16 * 32))
+    row[3] = -1e6
+    assert skew_normal_exposure([row], [3])[0] == 0
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 100), st.floats(-100, 100))
+def test_the_fitted_exposure_has_no_unit(seed, scale, shift):
+    rows, index = np.random.default_rng(seed).normal(size=(3, 40)), [0, 5, 39]
+    found = skew_normal_exposure(rows, index)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(skew_normal_exposure(scale * rows + shift, index), found, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("candidates", "mean_bits"), [(16, 1.64), (64, 1.48), (1000, 1.45)])
+def test_the_fitted_exposure_where_nothing_leaks(candidates, mean_bits):
+    rows = np.random.default_rng(0).normal(size=(2000, candidates))
+    assert skew_normal_exposure(rows, [0] * 2000).mean() == pytest.approx(mean_bits, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ([0.0] * 32, "no spread"),
+        ([1.0] + [0.1 + 0.2] * 31, "no spread but in the true one"),
+        ([*range(31), math.nan], "NaN"),
+        ([math.inf, *range(31)], "infinite"),
+        (list(range(15)), "too few"),
+    ],
+)
+def test_no_distribution_can_be_fitted(row, why):
+    good = list(np.random.default_rng(0).normal(size=len(row)))
+    bits = skew_normal_exposure([row, good], [0, 0])
+    assert math.isnan(bits[0]), why
+    assert math.isnan(bits[1]) is (why == "too few")
+
+
+def test_a_leak_beyond_the_candidates_shows_in_the_fit_only():
+    canaries = with_both_sides(make(0, candidates=32))
+    # what grows is the leak, not the rank
+    found = [values(attack(canaries, memoriser(canaries, strength), n_resamples=10).metrics) for strength in (5, 7)]
+    assert found[0]["canary.exposure_mean"] == found[1]["canary.exposure_mean"] == 5
+    assert 6 < found[0]["canary.exposure_skew_normal_mean"] < found[1]["canary.exposure_skew_normal_mean"]
+
+
+def test_one_canary_that_cannot_be_fitted_leaves_the_mean_missing():
+    canaries = with_both_sides(make(0))
+    metrics = {one.name: one for one in attack(canaries, lambda texts: np.arange(len(texts)) // 64).metrics}
+    assert not metrics["canary.exposure_skew_normal_mean"].measured
+    assert metrics["canary.exposure_mean"].measured
+
+
 def test_a_memorised_set_is_flagged():
     canaries = with_both_sides(make(0))
     result = attack(canaries, memoriser(canaries), n_resamples=200)
@@ -102,6 +169,7 @@ def test_a_memorised_set_is_flagged():
     assert list(found) == ATTACK_METRICS
     assert found["canary.rank0_share"] == found["canary.rank1pct_share"] == 1
     assert found["canary.exposure_mean"] == found["canary.exposure_max"] == 6
+    assert found["canary.exposure_skew_normal_mean"] > 20
     assert found["canary.p_value"] == pytest.approx((6 / 64) ** 4)
     assert found["canary.auc"] > 0.9
     assert found["canary.exposure_out_mean"] < 4

@@ -88,7 +88,7 @@ def test_an_error_that_quotes_a_record_stays_in_the_vault(
         def write(self, prompt: str, draw: random.Random) -> str:
             raise ValueError(prompt)
 
-    monkeypatch.setattr(stages, "_engine", lambda *_: Clumsy())
+    monkeypatch.setattr(stages, "teacher_engine", lambda *_: Clumsy())
     recipe = write_recipe(tmp_path, recipe_for(mails[0], tiny_model))
     assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 1
     shown = "".join(capfd.readouterr())
@@ -104,11 +104,11 @@ def test_a_copying_teacher_is_refused(
     loose: bool, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The screen drops every copy and nothing is left to learn; with the screen wide open the gate still sees it."""
-    monkeypatch.setattr(stages, "_engine", lambda *_: CopyingTeacher())
+    monkeypatch.setattr(stages, "teacher_engine", lambda *_: CopyingTeacher())
     wide_open = {"max_common_run_tokens": 10_000, "max_ngram_share": 1.0, "max_jaccard": 1.0, "max_cosine": 1.0}
     changes = {"screen": wide_open} if loose else {}
-    data = recipe_for(mails[0], tiny_model, measure={"originals": False, "few_shot_per_label": 1, "bootstrap": 100})
-    data.update(changes)
+    quick = {"originals": False, "few_shot_per_label": 1, "bootstrap": 100}
+    data = recipe_for(mails[0], tiny_model, measure=quick, **changes)
     recipe = write_recipe(tmp_path, data)
     assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 3
     report = layout.report(open_run(tmp_path / "run"), 1)
@@ -120,6 +120,23 @@ def test_a_copying_teacher_is_refused(
         assert sum(report.lessons_per_class.values()) == 0
     assert not (tmp_path / "registry").exists()
     assert not list((tmp_path / "run" / "release").rglob("adapter_model.safetensors"))
+    if loose:
+        overridden(tmp_path / "run", monkeypatch)
+
+
+def overridden(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused student is published by name and reason only, and the run's log says so."""
+    assert call(monkeypatch, "publish", str(root)) == 3
+    assert call(monkeypatch, "publish", str(root), "--override") == 2
+    assert call(monkeypatch, "publish", str(root), "--override", "--by", "Ada Example", "--reason", "short") == 2
+    assert not (root.parent / "registry").exists()
+    reason = "It only copies a public corpus, see ticket 12."
+    assert call(monkeypatch, "publish", str(root), "--override", "--by", "Ada Example", "--reason", reason) == 0
+    card = (root.parent / "registry" / "small" / "v1" / "README.md").read_text()
+    assert "Ada Example" in card
+    assert reason in card
+    assert reason in (root / "stages" / "round-1" / "override.json").read_text()
+    assert call(monkeypatch, "audit", "verify", str(root)) == 0
 
 
 def test_killed_anywhere_and_resumed_gives_the_same(
@@ -143,7 +160,7 @@ def kill_and_resume(
     """Prepare once, copy the folder, run one copy through, kill the other in each of `stops` (None: in all)."""
     import shutil
 
-    monkeypatch.setattr(stages, "_engine", lambda *_: HonestTeacher())
+    monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
     quick = {"originals": stops is None, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
     recipe = parse_recipe(recipe_for(data, model, measure=quick))
     # canary coins and keys come from the operating system, so both runs must start from one preparation
@@ -185,7 +202,7 @@ def test_a_finished_run_is_not_redone(
     honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, _, _ = honest_run
-    monkeypatch.setattr(stages, "_engine", lambda *_: pytest.fail("a finished stage was run again"))
+    monkeypatch.setattr(stages, "teacher_engine", lambda *_: pytest.fail("a finished stage was run again"))
     before = {path: path.stat().st_mtime_ns for path in files_below(root) if path.suffix in (".json", ".jsonl")}
     assert call(monkeypatch, "resume", str(root)) == 0
     assert capsys.readouterr().err.count("done before") == len(files_below(root / "stages"))
@@ -197,7 +214,7 @@ def test_a_changed_file_is_noticed_and_made_again(
 ) -> None:
     import shutil
 
-    monkeypatch.setattr(stages, "_engine", lambda *_: HonestTeacher())
+    monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
 
     root = tmp_path / "run"
     shutil.copytree(honest_run[0], root)

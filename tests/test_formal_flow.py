@@ -31,7 +31,7 @@ def formal_recipe(path: Path, model: Path, privacy: dict[str, Any], **changes: A
     recipe = recipe_for(path, model)
     recipe["teach"] = {"model": str(model), "prompts_per_label": 4, "max_new_tokens": 12, "batch_rows": 8}
     recipe["measure"]["originals"] = False
-    recipe["screen"] = {"min_words": 1}
+    recipe["screen"] |= {"min_words": 1}
     recipe["privacy"] = privacy
     recipe["gate"] = {"rules": [{"metric": "epsilon.claimed", "op": "<=", "value": 4}]}
     return {**recipe, **changes}

@@ -164,6 +164,24 @@ def test_too_few_items_refuse():
             assert decision.outcomes[-1].rule.endswith("<= 5 with n >= 11")
 
 
+@pytest.mark.parametrize("name", ["audit.student.epsilon_low", "audit.lessons.epsilon_low"])
+def test_an_audit_above_the_certified_epsilon_refuses_whatever_the_rules_are(name: str):
+    config = GateConfig(rules=(GateRule(metric="a", op="<=", value=5),))
+    for measured, claimed, passed in ((3.9, 4.0, True), (4.1, 4.0, False), (math.nan, 4.0, False), (9.0, None, True)):
+        seen = [metric("a", 1), metric(name, measured, measured, math.inf)]
+        seen += [] if claimed is None else [metric("epsilon.claimed", claimed, claimed, claimed)]
+        decision = decide(seen, config, lessons=1)
+        assert decision.passed == passed
+        assert (f"{name} <= 4" in [one.rule for one in decision.outcomes]) == (claimed is not None)
+
+
+def test_a_mechanism_that_does_not_clip_refuses():
+    config = GateConfig(rules=(GateRule(metric="a", op="<=", value=5),))
+    for ratio, passed in ((0.4, True), (1.0 + 1e-6, True), (1.01, False), (math.nan, False)):
+        seen = [metric("a", 1), metric("epsilon.claimed", 4), metric("audit.mechanism.shift_ratio", ratio)]
+        assert decide(seen, config, lessons=1).passed == passed
+
+
 @dataclass(frozen=True)
 class Measured:
     """Has the fields of `privacy.overlap.Overlap`, whose making takes real records and a model."""

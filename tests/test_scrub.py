@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import ScreenConfig
-from tutelage.privacy.scrub import ENTITIES, PLACEHOLDER, Scrubber, _resolve, _Span
+from tutelage.privacy.scrub import ENTITIES, PLACEHOLDER, Scrubber, Span, _resolve
 
 # (text, the private parts of it that must be gone, the entity that must be among those found)
 RECALL = [
@@ -137,13 +137,13 @@ def test_scrubbing_twice_changes_nothing(scrubber: Scrubber, pieces: list[str], 
 
 
 SPANS = st.builds(
-    lambda start, length, entity, score: _Span(start, min(start + length, 40), entity, score),
+    lambda start, length, entity, score: Span(start, min(start + length, 40), entity, score),
     st.integers(0, 39), st.integers(1, 20), st.sampled_from(ENTITIES), st.floats(0.4, 1.0),
 )  # fmt: skip
 
 
 @given(spans=st.lists(SPANS, max_size=8))
-def test_resolved_spans_are_disjoint_and_cover_every_detection(spans: list[_Span]) -> None:
+def test_resolved_spans_are_disjoint_and_cover_every_detection(spans: list[Span]) -> None:
     text = "abcdefghij" * 4
     resolved = _resolve(text, spans)
     positions = [i for span in resolved for i in range(span.start, span.end)]
@@ -152,8 +152,8 @@ def test_resolved_spans_are_disjoint_and_cover_every_detection(spans: list[_Span
 
 
 def test_the_longest_detection_names_the_union() -> None:
-    spans = [_Span(0, 4, "PERSON", 0.9), _Span(3, 20, "EMAIL_ADDRESS", 0.5), _Span(10, 20, "URL", 0.6)]
-    assert _resolve("a" * 30, spans) == [_Span(0, 20, "EMAIL_ADDRESS", 0.5)]
+    spans = [Span(0, 4, "PERSON", 0.9), Span(3, 20, "EMAIL_ADDRESS", 0.5), Span(10, 20, "URL", 0.6)]
+    assert _resolve("a" * 30, spans) == [Span(0, 20, "EMAIL_ADDRESS", 0.5)]
 
 
 def test_only_the_asked_for_entities_are_replaced() -> None:

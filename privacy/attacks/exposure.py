@@ -1,8 +1,10 @@
 """Exposure of the canaries: how far up its list of alternatives each planted secret stands.
 
 Source: Carlini et al., The Secret Sharer (USENIX Security 2019). The mean hides the tail, so the shares at rank 1 and
-in the first per cent stand beside it. The figures are taken from canaries in private records, but canaries are
-artificial and only aggregates over them leave, so the metrics are not marked internal.
+in the first per cent stand beside it. A rank can't show more bits than the candidates have, so the exposure is also
+estimated as there, from a skew-normal distribution fitted to the candidates' scores. The figures are taken from
+canaries in private records, but canaries are artificial and only aggregates over them leave, so the metrics are not
+marked internal.
 """
 
 from __future__ import annotations
@@ -18,13 +20,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage.configs.records import Metric
-from tutelage.privacy.canaries import Canary
+from tutelage.privacy.canaries import SPACE, Canary
 from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
 
 _SMOOTHING = 0.01
 """Added to every bigram count. Small, so that one bigram seen at all outweighs another seen a few times more."""
 
-_NAMES = ("exposure_mean", "exposure_max", "rank0_share", "rank1pct_share", "exposure_out_mean", "auc", "p_value")
+_FEWEST_FITTED = 15
+"""Candidates beside the true one that a distribution is fitted to, at least: fewer leave its tail to chance."""
+_SECRET_BITS = math.log2(SPACE)
+"""What there is to know about a secret, 23 bits: the fitted tail may be thinner, but means no more than that."""
+
+_NAMES = (
+    "exposure_mean",
+    "exposure_max",
+    "exposure_skew_normal_mean",
+    "rank0_share",
+    "rank1pct_share",
+    "exposure_out_mean",
+    "auc",
+    "p_value",
+)
 
 Floats = NDArray[np.float64]
 
@@ -83,6 +99,51 @@ def true_ranks(scores: ArrayLike, index: ArrayLike) -> tuple[Floats, Floats]:
     )
 
 
+def skew_normal_exposure(scores: ArrayLike, index: ArrayLike) -> Floats:
+    """Exposure in bits by a fitted distribution: -log2 of the share of secrets that would score at least as high.
+
+    To each row's other candidates a skew-normal distribution is fitted by its first three moments (maximum likelihood
+    takes a hundred times as long, and fails on some rows). It goes on where ranks end, at log2 of the candidates, and
+    stops at the 23 bits of a secret. Without a leak its mean is 1/ln 2 = 1.44 bits for skew-normal scores and many
+    candidates. A tail fitted to few adds to that: of normal scores 1.5 bits with 64 candidates, 1.6 with 16; of
+    heavy-tailed ones (t, 5 degrees of freedom) 1.6 and 1.8. It also overstates a leak: of normal scores one that is 4
+    standard deviations up has 15 bits, and in the mean of four canaries with 32 candidates 16 were estimated, with 16
+    candidates 21.
+
+    Args:
+        scores: `(canaries, candidates)`, of any unit: their location and scale cancel.
+        index: `(canaries,)`, the true candidate of each row.
+
+    Returns:
+        `(canaries,)`. NaN where a score is not finite, where the others are all equal, or with fewer than 16
+        candidates.
+
+    Source: Carlini et al. (2019), exposure by distribution modelling; moments: Azzalini (1985).
+    """
+    from scipy.stats import skewnorm
+
+    bits = np.full(len(np.asarray(index)), np.nan)
+    for number, (row, true) in enumerate(zip(np.asarray(scores, dtype=np.float64), np.asarray(index), strict=True)):
+        others = np.delete(row, true)
+        # the standard deviation of equal scores may be rounding and not quite zero; their range is zero
+        if len(others) < _FEWEST_FITTED or not np.isfinite(row).all() or np.ptp(others) == 0:
+            continue
+        tail = float(skewnorm.sf(row[true], *_skew_normal(others)))
+        bits[number] = min(-math.log2(tail), _SECRET_BITS) if tail > 0 else _SECRET_BITS
+    return np.maximum(bits, 0.0)
+
+
+def _skew_normal(values: Floats) -> tuple[float, float, float]:
+    """Shape, location and scale of the skew-normal distribution with the moments of `values`."""
+    mean, std = float(values.mean()), float(values.std(ddof=1))
+    skewness = float(((values - mean) ** 3).mean() / values.std() ** 3)
+    # the moments of Azzalini's distribution solved for its delta; no skewness above 0.9953 can be had
+    ratio = abs(min(max(skewness, -0.99), 0.99)) ** (2 / 3)
+    delta = math.copysign(math.sqrt(math.pi / 2 * ratio / (ratio + (2 - math.pi / 2) ** (2 / 3))), skewness)
+    scale = std / math.sqrt(1 - 2 * delta**2 / math.pi)
+    return delta / math.sqrt(1 - delta**2), mean - scale * delta * math.sqrt(2 / math.pi), scale
+
+
 def attack(
     canaries: Sequence[Canary],
     score: Callable[[Sequence[str]], np.ndarray],
@@ -102,12 +163,14 @@ def attack(
         seed: Of the bootstrap.
 
     Returns:
-        `exposure_mean`, `exposure_max` (bits, members), `rank0_share` (ranked first), `rank1pct_share` (in the first
-        per cent, at least the first), `exposure_out_mean` (non-members: `expected_exposure` but for chance), `auc`
-        (members' exposure against non-members') and `p_value` (one-sided, for members in the first tenth more often
-        than chance has it). Ties count at their average rank, but in the test at their last.
+        `exposure_mean`, `exposure_max` (bits, members), `exposure_skew_normal_mean` (`skew_normal_exposure`, members),
+        `rank0_share` (ranked first), `rank1pct_share` (in the first per cent, at least the first), `exposure_out_mean`
+        (non-members: `expected_exposure` but for chance), `auc` (members' exposure against non-members') and `p_value`
+        (one-sided, for members in the first tenth more often than chance has it). Ties count at their average rank,
+        but in the test at their last.
         NaN: all with a NaN score; the members' without a member, which independent coins give with probability
-        2^-canaries; `exposure_out_mean` and `auc` without a non-member.
+        2^-canaries; `exposure_out_mean` and `auc` without a non-member; `exposure_skew_normal_mean` where no
+        distribution can be fitted to the scores of one.
 
     Raises:
         ValueError: the canaries differ in their number of candidates, or `score` gave the wrong number of scores.
@@ -120,9 +183,11 @@ def attack(
     scores = np.asarray(score(texts) if texts else [], dtype=np.float64)
     if scores.shape != (len(texts),):
         raise ValueError(f"{len(texts)} texts need as many scores, not {scores.shape}")
-    ranks, late = true_ranks(scores.reshape(len(canaries), size), [canary.index for canary in canaries])
+    scores, index = scores.reshape(len(canaries), size), np.array([canary.index for canary in canaries], dtype=np.int64)
+    ranks, late = true_ranks(scores, index)
     member = np.array([canary.member for canary in canaries], dtype=bool)
-    metrics = _metrics(prefix, ranks, late, member, size, n_resamples, seed)
+    fitted = skew_normal_exposure(scores[member], index[member])
+    metrics = _metrics(prefix, ranks, late, fitted, member, size, n_resamples, seed)
     return ExposureResult(metrics, tuple(ranks[member].tolist()), tuple(ranks[~member].tolist()), size)
 
 
@@ -171,7 +236,14 @@ def text_exposure(canaries: Sequence[Canary], released_texts: Sequence[str]) -> 
 
 
 def _metrics(
-    prefix: str, ranks: Floats, late: Floats, member: NDArray[np.bool_], size: int, n_resamples: int, seed: int
+    prefix: str,
+    ranks: Floats,
+    late: Floats,
+    fitted: Floats,
+    member: NDArray[np.bool_],
+    size: int,
+    n_resamples: int,
+    seed: int,
 ) -> tuple[Metric, ...]:
     if size == 0 or np.isnan(ranks).any():
         return tuple(missing_metric(f"{prefix}.{name}", n=len(ranks)) for name in _NAMES)
@@ -181,6 +253,13 @@ def _metrics(
     return (
         mean_metric(f"{prefix}.exposure_mean", inside, n_resamples=n_resamples, seed=seed, note=chance),
         max_metric(f"{prefix}.exposure_max", inside),
+        mean_metric(
+            f"{prefix}.exposure_skew_normal_mean",
+            fitted.tolist(),
+            n_resamples=n_resamples,
+            seed=seed,
+            note=f"about {1 / math.log(2):.2f} with no leak",
+        ),
         _top_share(f"{prefix}.rank0_share", ranks[member], 1, size),
         _top_share(f"{prefix}.rank1pct_share", ranks[member], max(1, size // 100), size),
         mean_metric(f"{prefix}.exposure_out_mean", outside, n_resamples=n_resamples, seed=seed, note=chance),

@@ -157,6 +157,56 @@ class PrivateDecoder:
                 slots.feed({index: row for index, row in drawn.items() if index not in done})
         return [[text.generation(stop, self.tokenizer) for text in row] for row in texts]
 
+    def shift(self, publics: Sequence[Public], batch: Batch, place: int, mechanism: PrivatePrediction) -> float:
+        """How far one record moves what the mechanism draws from: the guarantee's own claim, put to the test.
+
+        The texts are written twice side by side, once without the record, with the same tokens drawn.
+
+        Args:
+            publics: The texts.
+            batch: Records that are nobody's secret: the figure is a function of them that nothing protects.
+            place: Which of them is left out in the second.
+            mechanism: As in `write`.
+
+        Returns:
+            The largest difference of any candidate's score at any step, in logits: at most C/B, but for rounding.
+        """
+        import torch
+
+        members = batch.members
+        other = Batch(batch.part, (*members[:place], None, *members[place + 1 :]))
+        moved = 0.0
+        with torch.inference_mode():
+            heads = _Heads(self, publics)
+            slots = _Slots(self, heads, (len(publics), len(members)), 2, mechanism.max_tokens)
+            slots.read({0: batch, 1: other})
+            both = torch.tensor([slots.running[0], slots.running[1]], device=slots.state.device)
+            for step in range(mechanism.max_tokens):
+                public = slots.head.scores(slots.state[both, : slots.texts]).flatten(0, 1)
+                chosen, allowed = _candidates(public[: slots.texts], mechanism)
+                # The second is asked about the first's candidates: rounding may give it others at the edge.
+                scores = slots.scores(both, public[: slots.texts].repeat(2, 1), chosen.repeat(2, 1), mechanism)
+                apart = (scores[: slots.texts] - scores[slots.texts :]).abs()
+                moved = max(moved, float(apart[allowed].max()))
+                index = torch.tensor(mechanism.draw(scores[: slots.texts], allowed), device=chosen.device)
+                drawn = chosen.gather(-1, index[:, None])[:, 0].tolist()
+                for slot in both.tolist():
+                    slots.lengths[slot] += 1
+                if step + 1 < mechanism.max_tokens:
+                    slots.feed({0: drawn, 1: drawn})
+        return moved
+
+
+def _candidates(public: torch.Tensor, mechanism: PrivatePrediction) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (R, K) and whether each may be drawn: as many columns as the row with most candidates needs."""
+    import torch
+
+    allowed = mechanism.candidates(public)
+    # The allowed ones first, in an order that ties can't change.
+    order = torch.where(allowed, public.float(), -torch.inf)
+    chosen = order.topk(int(allowed.sum(-1).max()), dim=-1).indices
+    return chosen, allowed.gather(-1, chosen)
+
 
 def _refuse_experts(model: Any) -> None:
     """Rows of a mixture of experts share its experts' batches: one record's presence would move another's scores.
@@ -318,28 +368,31 @@ class _Slots:
         import torch
 
         slots = torch.tensor(list(self.running.values()), device=self.state.device)
-        state = self.state[slots]  # (S, rows, size)
-        public = self.head.scores(state[:, : self.texts])  # (S, texts, V)
-        allowed = mechanism.candidates(public.flatten(0, 1))  # (S * texts, V)
-        # The allowed ones first, in an order that ties can't change; as many columns as the longest row needs.
-        order = torch.where(allowed, public.flatten(0, 1).float(), -torch.inf)
-        chosen = order.topk(int(allowed.sum(-1).max()), dim=-1).indices  # (S * texts, K)
-        allowed = allowed.gather(-1, chosen)
-        private = self.head.scores_of(state[:, self.texts :], chosen.view(len(slots), self.texts, -1))
-        every = torch.arange(self.texts, device=slots.device)[None, :, None]
-        present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
-        scores = mechanism.scores(
-            public.flatten(0, 1).gather(-1, chosen),
-            private.flatten(0, 1),
-            present.flatten(0, 1),
-            self.heads.divisors.repeat(len(slots)),
-        )
+        public = self.head.scores(self.state[slots, : self.texts]).flatten(0, 1)  # (S * texts, V)
+        chosen, allowed = _candidates(public, mechanism)
+        scores = self.scores(slots, public, chosen, mechanism)
         allowed = mechanism.narrowed(scores, allowed)
         index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
         tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
         for slot in slots.tolist():
             self.lengths[slot] += 1
         return dict(zip(self.running, tokens, strict=True))
+
+    def scores(
+        self, slots: torch.Tensor, public: torch.Tensor, chosen: torch.Tensor, mechanism: PrivatePrediction
+    ) -> torch.Tensor:
+        """The mechanism's scores (S * texts, K) of some tokens `chosen`, given public scores (S * texts, V)."""
+        import torch
+
+        private = self.head.scores_of(self.state[slots, self.texts :], chosen.view(len(slots), self.texts, -1))
+        every = torch.arange(self.texts, device=slots.device)[None, :, None]
+        present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
+        return mechanism.scores(
+            public.gather(-1, chosen),
+            private.flatten(0, 1),
+            present.flatten(0, 1),
+            self.heads.divisors.repeat(len(slots)),
+        )
 
     def feed(self, drawn: dict[int, list[int]]) -> None:
         """Run the drawn tokens: every public row its own, every place that of the text it stands behind."""
