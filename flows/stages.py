@@ -190,7 +190,7 @@ def _write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: d
 def _votes_are_counted(recipe: Recipe) -> bool:
     """Whether embeddings decide what leaves under a guarantee: then no record's may depend on another's by a bit.
 
-    Else they serve audits that stay in the vault, and are computed many at a time, which takes a fifth of the time.
+    Else they serve audits that stay in the vault, and are computed many at a time, in some 0.6 of the time.
     """
     evolves = isinstance(recipe.privacy, PrivateEvolutionPrivacy)
     return evolves or (recipe.formal is not None and recipe.aggregate.method == "vote")
