@@ -6,7 +6,6 @@ They read what was released, and private records only as members to be told from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import labels, scrubber, teacher_engine
 from tutelage.privacy import canaries, gate, pii_check
-from tutelage.privacy.attacks import contamination, exposure, suite
-from tutelage.privacy.attacks.base import Controls, Released, Scorer, Settings, TokenScores
-from tutelage.privacy.attacks.membership import merged
+from tutelage.privacy.attacks import contamination, suite
+from tutelage.privacy.attacks.base import Controls, Released, Settings
+from tutelage.privacy.attacks.membership import whole_text
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.stats import point_metric
 from tutelage.privacy.vault import PrivateRecord, read_records
@@ -31,7 +30,7 @@ from tutelage.teachers import private
 
 _AUXILIARY_EPOCHS = 2
 _AUXILIARY_TEXTS = 200
-_NO_CLAIM_DELTA = 1e-5
+NO_CLAIM_DELTA = 1e-5
 """δ of the one-run audit where no guarantee names one."""
 
 
@@ -55,8 +54,8 @@ def probe_mechanism(run: Run) -> Done:
     records = read_records(layout.evaluation_path(run, "nonmembers"))
     silo = formal.Silo(run, run.silos[0])
     engine = teacher_engine(recipe.teach.model, recipe.teach.batch_rows)
-    rho = silo.allocation.teach
-    ratio, draws = private.probe(engine, records, task=recipe.task, teach=recipe.teach, privacy=privacy, rho=rho)
+    _, examples = private.mechanisms(silo.allocation.teach, recipe.teach)
+    ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
     if not ratio <= 1 + gate.ROUNDING:
         raise PrivacyError(
             f"one record moves a teacher's scores {ratio:.3g} times as far as the guarantee allows: nothing was read"
@@ -72,7 +71,7 @@ def auxiliary(run: Run, round: int) -> Done:
     if "auxiliary" not in run.recipe.attack.run or len(texts) < 2:
         return [], {"trained": False}
     train.train_upper_line(
-        [PrivateRecord(one.id, "", _whole(one)) for one in texts],
+        [PrivateRecord(one.id, "", whole_text(one)) for one in texts],
         instruction=None,
         base=resolve_model(run.recipe.student.base),
         base_name=hub_name(run.recipe.student.base),
@@ -88,34 +87,28 @@ def attack(run: Run, round: int) -> Done:
     """Everything an attacker may try on the student, on the released texts and on the instruction."""
     for silo in run.silos:
         formal.note_internal(run, silo, "membership_attacks", round)
-    config, settings = run.recipe.attack, Settings(run.recipe.measure.bootstrap, run.recipe.seed)
+    settings = Settings(run.recipe.measure.bootstrap, run.recipe.seed)
     planted = canaries.read_canaries(layout.evaluation_path(run, "canaries"))
     controls = Controls(_examples(run, "members"), _examples(run, "nonmembers"), tuple(planted))
-    texts = tuple(_whole(one) for one in layout.all_lessons(run, round).examples())
+    texts = tuple(whole_text(one) for one in layout.all_lessons(run, round).examples())
     instruction = layout.instruction(run, round)
     student = _scorer(run, layout.adapter_path(run, round), instruction)
     # Where the same work was done at ε = 0, its student is a reference that saw no record at all.
     blank = _scorer(run, layout.bracket_path(run, round, "0"), instruction)
-    base, bare = _base(run, instruction), _base(run, None)
-    released = Released(texts, instruction, student, base, tuple(one for one in (base, blank) if one is not None))
-    tuned = _scorer(run, layout.auxiliary_path(run, round), None)
-    by_attack = {
-        "instruction": replace(released, base=bare),
-        "auxiliary": replace(released, base=_Told(bare), auxiliary=tuned and _Told(tuned)),
-    }
-    found = merged(
-        *(
-            suite.run(name, by_attack.get(name, released), controls, settings, delta=_delta(run, round))
-            for name in config.run
-        )
+    base = _base(run, instruction)
+    released = Released(
+        texts,
+        instruction,
+        student,
+        base,
+        references=tuple(one for one in (base, blank) if one is not None),
+        auxiliary=_scorer(run, layout.auxiliary_path(run, round), None),
+        bare=_base(run, None),
     )
-    metrics = [*found.metrics, *exposure.text_exposure(planted, texts)]
-    if student is not None:
-        ranked = planted[: config.ranked_canaries]
-        ranks = exposure.attack(ranked, _gain(student, base), n_resamples=settings.resamples, seed=settings.seed)
-        metrics += ranks.metrics
+    gain = None if student is None else added_likelihood(student, base)
+    found = suite.run_all(run.recipe.attack, released, controls, settings, delta=_delta(run, round), gain=gain)
     return [], {
-        "metrics": [metric.model_dump() for metric in metrics],
+        "metrics": [metric.model_dump() for metric in found.metrics],
         "roc": [curve.model_dump() for curve in found.curves],
     }
 
@@ -139,12 +132,8 @@ def _examples(run: Run, name: str) -> tuple[Example, ...]:
     return tuple(record.example() for record in read_records(layout.evaluation_path(run, name)))
 
 
-def _whole(example: Example) -> str:
-    return f"{example.prompt}\n{example.completion}"
-
-
 def _delta(run: Run, round: int) -> float:
-    return min((one.delta for one in layout.certificates(run, round)), default=_NO_CLAIM_DELTA)
+    return min((one.delta for one in layout.certificates(run, round)), default=NO_CLAIM_DELTA)
 
 
 def _base(run: Run, instruction: str | None) -> ModelScorer:
@@ -159,18 +148,7 @@ def _scorer(run: Run, adapter: Path, instruction: str | None) -> ModelScorer | N
     return ModelScorer(model, tokenizer, instruction, run.recipe.measure.batch_rows, run.recipe.student.max_tokens)
 
 
-class _Told:
-    """A scorer of whole texts as answers to nothing, which is how the attacker's model was tuned."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def score(self, examples: Sequence[Example]) -> list[TokenScores]:
-        told = [one.model_copy(update={"prompt": "", "completion": _whole(one)}) for one in examples]
-        return self.scorer.score(told)
-
-
-def _gain(student: ModelScorer, base: ModelScorer) -> Callable[[Sequence[str]], np.ndarray]:
+def added_likelihood(student: ModelScorer, base: ModelScorer) -> Callable[[Sequence[str]], np.ndarray]:
     """How much likelier the student finds each plain text than its base does: what training added."""
 
     def gain(candidates: Sequence[str]) -> np.ndarray:

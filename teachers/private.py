@@ -248,9 +248,8 @@ def probe(
     records: Sequence[PrivateRecord],
     *,
     task: Task,
-    teach: TeachConfig,
     privacy: PrivatePredictionPrivacy,
-    rho: float,
+    mechanism: PrivatePrediction,
 ) -> tuple[float, int]:
     """Put the guarantee's claim about one record to the test, with the engine and the mechanism of the lessons.
 
@@ -258,22 +257,20 @@ def probe(
         engine: The model.
         records: Some that are no silo's: what is found is a function of them that nothing protects.
         task: The task.
-        teach: As for `write_lessons`.
         privacy: As for `write_lessons`.
-        rho: As for `write_lessons`; positive and finite.
+        mechanism: That of the examples; its sensitivity positive and finite.
 
     Returns:
         The largest shift of a score by one record's absence, as a multiple of what the mechanism may let it be (1, but
         for rounding, where clipping binds; more means that it doesn't clip), and in how many draws it was looked for.
     """
-    _, examples = mechanisms(rho, teach)
-    examples = replace(examples, max_tokens=min(_PROBED_TOKENS, examples.max_tokens))
+    few = replace(mechanism, max_tokens=min(_PROBED_TOKENS, mechanism.max_tokens))
     asked = _Asked(engine, task, privacy, {}, None)
     batch = Batch(0, tuple(asked.member(record) for record in records[:_PROBED_RECORDS]))
     decoder = _decoder(engine, asked.publics, privacy)
     places = range(len(batch.members))
-    shifts = [decoder.shift(asked.publics, batch, place, examples) for place in places]
-    return max(shifts, default=math.nan) / examples.sensitivity, len(shifts) * examples.max_tokens * len(asked.publics)
+    shifts = [decoder.shift(asked.publics, batch, place, few) for place in places]
+    return max(shifts, default=math.nan) / few.sensitivity, len(shifts) * few.max_tokens * len(asked.publics)
 
 
 class _Asked:

@@ -8,7 +8,7 @@ figures about them may leave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -61,7 +61,9 @@ class Released:
     references: tuple[Scorer, ...] = ()
     """Models of the same kind that saw none of the controls, the base among them."""
     auxiliary: Scorer | None = None
-    """A model tuned by the attacker on `texts`."""
+    """A model tuned by the attacker on `texts`, as answers to nothing."""
+    bare: Scorer | None = None
+    """The public model without the instruction; None: `base` was given none either."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Settings:
     resamples: int = 1000
     """Of the bootstrap."""
     seed: int = 0
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None
+    """Sentence embeddings, where they have been computed before; None: `similarity.embed`."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ def attack(released: Released, controls: Controls, settings: Settings) -> Found:
     the secret should have come into an instruction, and it would cost ten times as much.
 
     Args:
-        released: Its instruction and its base are used. The base must not have the instruction as its system prompt
-            already: then it stands on both sides of the difference.
+        released: Its instruction and its bare base are used: in one that has the instruction as its system prompt
+            already it would stand on both sides of the difference.
         controls: Its canaries.
         settings: Not used: nothing here is drawn.
 
@@ -43,7 +43,7 @@ def attack(released: Released, controls: Controls, settings: Settings) -> Found:
     outside = [canary for canary in controls.canaries if not canary.member]
     if not released.instruction.strip() or not members:
         return Found(tuple(missing_metric(name, n=len(controls.canaries)) for name in _NAMES))
-    scores = _scores(released.base, released.instruction, [*members, *outside])
+    scores = _scores(released.bare or released.base, released.instruction, [*members, *outside])
     runs, runs_out = (
         longest_runs([canary.secret for canary in some], [released.instruction]) for some in (members, outside)
     )

@@ -29,8 +29,8 @@ def attack(released: Released, controls: Controls, settings: Settings) -> Found:
         return similarity.max_jaccard([whole_text(example) for example in examples], texts)
 
     def in_meaning(examples: Sequence[Example]) -> np.ndarray:
-        asked = similarity.embed([whole_text(example) for example in examples])
-        return similarity.max_cosine(asked, similarity.embed(texts))
+        embed = settings.embed or similarity.embed
+        return similarity.max_cosine(embed([whole_text(example) for example in examples]), embed(texts))
 
     return merged(
         judge_texts("synthetic.neighbour", controls, in_words if texts else None, settings),

@@ -1,12 +1,15 @@
-"""All attacks by name."""
+"""All attacks by name, and all of a round's at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from tutelage.configs.schema import AttackName
+import numpy as np
+
+from tutelage.configs.schema import AttackConfig, AttackName
 from tutelage.privacy.attacks import (
     auxiliary,
+    exposure,
     extraction,
     instruction,
     loss,
@@ -18,6 +21,7 @@ from tutelage.privacy.attacks import (
     zlib_ratio,
 )
 from tutelage.privacy.attacks.base import Controls, Found, Released, Settings
+from tutelage.privacy.attacks.membership import merged
 
 Attack = Callable[[Released, Controls, Settings], Found]
 
@@ -47,3 +51,30 @@ def run(name: AttackName, released: Released, controls: Controls, settings: Sett
     if name == "one_run":
         return one_run.attack(released, controls, settings, delta=delta)
     return _ATTACKS[name](released, controls, settings)
+
+
+def run_all(
+    config: AttackConfig,
+    released: Released,
+    controls: Controls,
+    settings: Settings,
+    *,
+    delta: float,
+    gain: Callable[[Sequence[str]], np.ndarray] | None,
+) -> Found:
+    """Everything an attacker may try: the recipe's attacks, and the exposure of the canaries.
+
+    Args:
+        config: Which attacks, and how many canaries are ranked.
+        released: What the attacker has.
+        controls: What is told apart.
+        settings: Bootstrap and seed.
+        delta: As in `run`.
+        gain: How much likelier the student finds each plain text than its base does; None without a student.
+    """
+    found = merged(*(run(name, released, controls, settings, delta=delta) for name in config.run))
+    metrics = [*found.metrics, *exposure.text_exposure(controls.canaries, released.texts)]
+    if gain is not None:
+        ranked = controls.canaries[: config.ranked_canaries]
+        metrics += exposure.attack(ranked, gain, n_resamples=settings.resamples, seed=settings.seed).metrics
+    return Found(tuple(metrics), found.curves)
