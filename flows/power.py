@@ -3,9 +3,9 @@
     tutelage audit power [RECIPE] --seeds 300
 
 Each seed is a small world of its own: two silos of real mails (public ones, from the package that the demo uses) with
-planted canaries, lessons, a student that is really tuned, all attacks, and the recipe's rules on privacy. It takes
-seconds because base and teacher are a model of a million weights (students/pocket.py). What a larger base would
-remember besides, this does not show: the figures are of attacks and rules, on leaks of these kinds and this strength.
+planted canaries, lessons, a student that is really tuned to write such mails, all attacks, and the recipe's rules on
+privacy. It takes seconds because base and teacher are a model of some 200,000 weights (students/pocket.py). What a
+larger base would remember, this does not show: the figures are of attacks and rules, on leaks of these kinds.
 
 What is measured is kept, so that another gate is judged on the same worlds in no time; see `judge`.
 """
@@ -35,6 +35,7 @@ from tutelage.configs.schema import (
     DataConfig,
     GateConfig,
     GateRule,
+    GenerationTask,
     PrivatePredictionPrivacy,
     Recipe,
 )
@@ -85,13 +86,13 @@ KINDS: dict[Pipeline, Kind] = {
     "unclipped": Kind(True, "private prediction, clipping off", formal=True),
 }
 
-_MAX_CHARS = 280
-_SILOS, _SILO_RECORDS = ("silo-0", "silo-1"), 80
+_MAX_CHARS = 160
+_SILOS, _SILO_RECORDS = ("silo-0", "silo-1"), 56
 _COPIED_SHARE = 0.01
 _OVERFIT = {"epochs": 30, "batch_rows": 16, "heldback_share": 0.0}
 _RATE = 2e-3
 """Learning rate of so small a base."""
-_TOKENS, _WRITTEN, _DRAFTS = 96, 400, 16
+_TOKENS, _WRITTEN, _DRAFTS = 64, 400, 16
 """Length of what the pocket model writes, and how many texts of each label a world may draw from."""
 _PRIVACY = (
     "audit.",
@@ -209,16 +210,9 @@ def measure(
         seeds: Each makes one world of each kind.
         results: Where each world is written down as it is done, a line each; None: nowhere.
         jobs: Processes of one thread each.
-
-    Raises:
-        UserError: the recipe's task is no classification.
     """
     from tqdm import tqdm
 
-    if not isinstance(recipe.task, ClassificationTask):
-        raise UserError(
-            "the worlds of `audit power` are classifications", key="task.kind", remedy="take a recipe of that kind"
-        )
     key = _key(recipe)
     known = {(one.pipeline, one.seed): one for one in (_read(results, key) if results else [])}
     asked = [(name, seed) for seed in seeds for name in pipelines]
@@ -301,8 +295,9 @@ def simulate(recipe: Recipe, pipeline: Pipeline, seed: int) -> World:
     drawn = place.draw(rng, len(_SILOS) * size + recipe.attack.canaries + recipe.attack.members)
     outside = drawn[len(_SILOS) * size :]
     silos = {name: drawn[at * size :][:size] for at, name in enumerate(_SILOS)}
-    inside, nonmembers, carriers = controls(Partition(silos, [], outside, 0, 0), place.as_recipe(recipe), rng)
-    silos, planted = canaries.plant(silos, carriers, recipe.attack, place.task, rng, max_chars=_MAX_CHARS)
+    as_here = recipe.model_copy(update={"task": STUDENT_TASK})
+    inside, nonmembers, carriers = controls(Partition(silos, [], outside, 0, 0), as_here, rng)
+    silos, planted = canaries.plant(silos, carriers, recipe.attack, STUDENT_TASK, rng, max_chars=_MAX_CHARS)
     held = [record for records in silos.values() for record in records]
     with tempfile.TemporaryDirectory(prefix="tutelage-power-") as folder:
         vault = Path(folder) / "vault"
@@ -339,7 +334,9 @@ def _released(
 ) -> Released:
     """What leaves: the lessons' texts, and a student that was tuned on `taught`."""
     place = ground()
-    changes = {"learning_rate": _RATE, "target_modules": "all-linear"} | (_OVERFIT if pipeline == "overfits" else {})
+    changes = {"learning_rate": _RATE, "target_modules": "all-linear", "max_tokens": 512} | (
+        _OVERFIT if pipeline == "overfits" else {}
+    )
     student = recipe.student.model_copy(update=changes)
 
     def tuned(name: str, examples: Sequence[Example], instruction: str | None, **more: Any) -> ModelScorer:
@@ -357,12 +354,12 @@ def _released(
 
     texts = tuple(whole_text(one) for one in lessons)
     told = [Example(id=str(at), prompt="", completion=text) for at, text in enumerate(texts)]
-    base = _scorer(load_model(place.base), place.instruction)
+    base = _scorer(load_model(place.base), _INSTRUCTION)
     auxiliary = tuned("auxiliary", told, None, epochs=2, heldback_share=0.0) if _asks(recipe, "auxiliary") else None
     return Released(
         texts,
-        place.instruction,
-        tuned("student", taught, place.instruction),
+        _INSTRUCTION,
+        tuned("student", taught, _INSTRUCTION),
         base,
         references=(base,),
         auxiliary=auxiliary,
@@ -380,9 +377,9 @@ def _scorer(loaded: tuple[Any, Any], instruction: str | None) -> ModelScorer:
 
 def _overlap(records: Sequence[PrivateRecord], lessons: Sequence[Example]) -> dict[str, float | int]:
     """As the flow measures it, on the raw texts alone: scrubbing them all would take as long as the rest."""
-    texts, place = [one.prompt for one in lessons], ground()
-    index = OverlapIndex(records, public_completions=frozenset(place.task.labels))
-    cosines = similarity.max_cosine(place.embed(texts), place.embed([record.text for record in records]))
+    texts, place = [one.completion for one in lessons], ground()
+    index = OverlapIndex(_shown(records), public_completions=frozenset(_LABELS))
+    cosines = similarity.max_cosine(place.embed(texts), place.embed([record.completion for record in records]))
     found = zip(index.copying(texts), cosines, strict=True)
     return overlap_audit.summarise([Overlap(*one, float(cosine)) for one, cosine in found])
 
@@ -413,13 +410,14 @@ def _privately(
     _, mechanism = private.mechanisms(rho, recipe.teach)
     if pipeline == "unclipped":
         mechanism, rho = _Unclipped(**vars(mechanism)), math.inf
-    ratio, draws = private.probe(engine, outside, task=place.task, privacy=privacy, mechanism=mechanism)
+    ratio, draws = private.probe(engine, _shown(outside), task=TEACHER_TASK, privacy=privacy, mechanism=mechanism)
     lessons: list[Example] = []
-    for name, records in silos.items():
+    for name, held in silos.items():
+        records = _shown(held)
         written = private.write_lessons(
             engine,
             records,
-            task=place.task,
+            task=TEACHER_TASK,
             teach=recipe.teach,
             privacy=privacy,
             rho=rho,
@@ -432,7 +430,7 @@ def _privately(
             round=1,
         )
         examples = [draft for draft in written.drafts if draft.kind == "example"]
-        lessons += [Example(id=one.id, prompt=one.prompt, completion=one.completion) for one in examples]
+        lessons += [Example(id=one.id, prompt=_ASKED[one.completion], completion=one.prompt) for one in examples]
     return lessons, [point_metric("audit.mechanism.shift_ratio", ratio, draws, "a maximum; the mechanism allows 1")]
 
 
@@ -443,20 +441,11 @@ def _privately(
 class Ground:
     """The mails that worlds are made of, the base that was trained on others of them, and what it writes."""
 
-    task: ClassificationTask
     base: Path
     records: dict[str, list[PrivateRecord]]
     """By label; no two are near-duplicates."""
     written: dict[str, list[str]]
     embed: Callable[[Sequence[str]], np.ndarray]
-
-    @property
-    def instruction(self) -> str:
-        return prompts.public_instruction(self.task)
-
-    def as_recipe(self, recipe: Recipe) -> Recipe:
-        """The recipe, its task this one."""
-        return recipe.model_copy(update={"task": self.task})
 
     def draw(self, rng: random.Random, count: int) -> list[PrivateRecord]:
         """Different records in random order, as many of each label."""
@@ -475,49 +464,57 @@ class Ground:
         """What a teacher that never saw a silo might write."""
         drawn = [(label, text) for label, pool in self.written.items() for text in rng.sample(pool, per_label)]
         rng.shuffle(drawn)
-        return [Example(id=f"lesson-{at}", prompt=text, completion=label) for at, (label, text) in enumerate(drawn)]
+        return [
+            Example(id=f"lesson-{at}", prompt=_ASKED[label], completion=text) for at, (label, text) in enumerate(drawn)
+        ]
 
 
-TASK = ClassificationTask(
-    description="Decide whether an e-mail is spam or ham.",
-    text_noun="e-mail",
-    labels={"spam": "unsolicited bulk mail", "ham": "a wanted e-mail"},
-)
+_LABELS = {"spam": "unwanted", "ham": "wanted"}
+_ASKED = {label: f"Write a {label} e-mail." for label in _LABELS}
+STUDENT_TASK = GenerationTask(description="You write e-mails.", text_noun="e-mail")
+"""Students learn texts here, not labels: what they could remember is then all of a record."""
+_INSTRUCTION = prompts.public_instruction(STUDENT_TASK)
+TEACHER_TASK = ClassificationTask(description="Sort e-mails.", text_noun="e-mail", labels=_LABELS)
+
+
+def _shown(records: Sequence[PrivateRecord]) -> list[PrivateRecord]:
+    """Records as a teacher has them: a text and its label."""
+    label_of = {asked: label for label, asked in _ASKED.items()}
+    return [PrivateRecord(record.id, record.completion, label_of[record.text]) for record in records]
 
 
 @functools.lru_cache(maxsize=1)
 def ground() -> Ground:
     """Load the mails, and the base that goes with them; the first time it is trained."""
-    loaded = load_records(DataConfig(max_chars=_MAX_CHARS), TASK, fetch_mail).records
+    loaded = load_records(DataConfig(max_chars=_MAX_CHARS), TEACHER_TASK, fetch_mail).records
     groups = similarity.near_duplicate_groups([record.text for record in loaded], threshold=0.5)
     one_each = {group: record for group, record in zip(reversed(groups), reversed(loaded), strict=True)}
     records = sorted(one_each.values(), key=lambda record: record.id)
     random.Random(0).shuffle(records)
     public, rest = records[::3], [record for at, record in enumerate(records) if at % 3]
     examples = [record.example() for record in public]
-    version = digest([pocket.VERSION, VERSION, TASK.model_dump(mode="json"), [one.id for one in public]])[:16]
+    version = digest([pocket.VERSION, VERSION, _LABELS, [one.id for one in public]])[:16]
     base = cache_dir() / f"pocket-{version}"
     written = base / "written.json"
     if not written.exists():
-        pocket.make_pocket_model(examples, prompts.public_instruction(TASK), base)
+        pocket.make_pocket_model(examples, base)
         texts = _write(TransformersEngine(base, batch_rows=64))
         write_atomic(written, canonical_json(texts) + "\n")
-    return Ground(
-        TASK,
-        base,
-        {label: [record for record in rest if record.completion == label] for label in TASK.labels},
-        json.loads(written.read_text()),
-        _Remembered(),
-    )
+    by_label: dict[str, list[PrivateRecord]] = {label: [] for label in _LABELS}
+    for record in rest:
+        by_label[record.completion].append(PrivateRecord(record.id, _ASKED[record.completion], record.text))
+    return Ground(base, by_label, json.loads(written.read_text()), _Remembered())
 
 
 def _write(engine: TransformersEngine) -> dict[str, list[str]]:
     sampling = Sampling(_TOKENS, temperature=0.8, top_p=1.0, top_k=50, stop=prompts.STOP)
     texts = {}
-    for label in TASK.labels:
+    for label in _LABELS:
         # drafts of one prompt are computed in one row, whose cost grows with the square of their number
         found = engine.generate([pocket.heading(label)] * (2 * _WRITTEN // _DRAFTS), _DRAFTS, sampling, seed=0)
-        kept = (prompts.parse_example(TASK, label, one.text, one.finished) for drafts in found for one in drafts)
+        kept = (
+            prompts.parse_example(TEACHER_TASK, label, one.text, one.finished) for drafts in found for one in drafts
+        )
         texts[label] = [one[0] for one in kept if one and len(one[0].split()) >= 6][:_WRITTEN]
     return texts
 

@@ -1,6 +1,6 @@
 """A pocket-sized base model, for audits that are repeated hundreds of times.
 
-Two layers and a vocabulary of 2,048, trained from nothing on public texts in about a minute. It has a
+Two layers, 64 wide, and a vocabulary of 2,048, trained from nothing on public texts in less than a minute. It has a
 chat template, so students are tuned on it and attacked by the same code as on any other base. It writes poorly; what it
 is for is that a leak's way through training and attacks is the real one, and cheap.
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.models import load_model
 from tutelage.configs.records import Example
-from tutelage.students import chat
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1
 NAME = "pocket"
 """Its name where a hub id is asked for; it is on no hub."""
-_VOCABULARY, _HIDDEN, _LAYERS, _HEADS = 2048, 128, 2, 4
+_VOCABULARY, _HIDDEN, _LAYERS, _HEADS = 2048, 64, 2, 4
 _STEPS, _ROWS, _WIDTH, _RATE = 300, 16, 128, 4e-3
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TEMPLATE = (
@@ -33,13 +32,12 @@ _TEMPLATE = (
 )
 
 
-def make_pocket_model(examples: Sequence[Example], instruction: str, folder: Path, *, steps: int = _STEPS) -> Path:
+def make_pocket_model(examples: Sequence[Example], folder: Path, *, steps: int = _STEPS) -> Path:
     """Train it, and write it with its tokenizer into a folder.
 
     Args:
-        examples: Public labelled texts. Half of what it sees is such a text behind a heading with its label, which is
-            how teachers ask for one; half is a chat that ends in the label, which is how students are asked.
-        instruction: The system prompt of those chats.
+        examples: Public labelled texts. It sees each behind a heading with its label, which is how it is asked for
+            one. It is not taught to tell labels: that is left to students, and to what they remember.
         folder: Made if missing.
         steps: Of training; fewer make a worse model.
 
@@ -68,7 +66,7 @@ def make_pocket_model(examples: Sequence[Example], instruction: str, folder: Pat
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-        rows = _rows(tokenizer, examples, instruction)
+        rows = _rows(tokenizer, examples)
         optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps, pct_start=0.1)
         model.train()
@@ -116,18 +114,14 @@ def heading(label: str) -> str:
     return f"### {label}\n"
 
 
-def _rows(tokenizer: Any, examples: Sequence[Example], instruction: str) -> Iterator[list[int]]:
+def _rows(tokenizer: Any, examples: Sequence[Example]) -> Iterator[list[int]]:
     """Endless rows of `_WIDTH` ids, cut from all texts in one line, in an order that changes from pass to pass."""
     draw = random.Random(0)
     kept: list[int] = []
     while True:
         for example in draw.sample(list(examples), len(examples)):
-            if draw.random() < 0.5:
-                text = f"{heading(example.completion)}{example.prompt}{_SPECIAL[2]}\n"
-                kept += tokenizer(text, add_special_tokens=False)["input_ids"]
-            else:
-                kept += chat.prompt_ids(tokenizer, chat.prompt_messages(example.prompt, instruction))
-                kept += chat.completion_ids(tokenizer, example.completion, end_of_turn=True)
+            text = f"{heading(example.completion)}{example.prompt}{_SPECIAL[2]}\n"
+            kept += tokenizer(text, add_special_tokens=False)["input_ids"]
             while len(kept) >= _WIDTH:
                 yield kept[:_WIDTH]
                 kept = kept[_WIDTH:]
