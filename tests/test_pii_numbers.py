@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tutelage.privacy.pii import Scrubber
@@ -45,11 +45,22 @@ def test_an_account_is_found_in_whatever_groups(seed: int, separator: str, aroun
     assert scrubber.scrub(wrong).text == wrong
 
 
+NUMBERS = ["CREDIT_CARD", "IBAN_CODE", "PHONE_NUMBER", "US_SSN"]
+
+
+@given(text=st.text("0123456789 -./+()", max_size=40))
+@example(text="00 1100 110000")  # phonenumbers: an IDD, and too little after it
+@settings(max_examples=400)
+def test_any_digits_are_read_without_an_error(text: str) -> None:
+    once = Scrubber(NUMBERS, 0.4).scrub(text)
+    assert Scrubber(NUMBERS, 0.4).scrub(once.text).text == once.text
+
+
 @pytest.mark.parametrize("forms", [CREDIT_CARD, IBAN_CODE, PHONE_NUMBER, US_SSN])
 @given(seed=SEEDS, text=st.text("0123456789 -./+()xabDE\n", max_size=60))
 def test_any_text_around_them_is_read_without_an_error(forms: tuple[Form, ...], seed: int, text: str) -> None:
     rng = Random(seed)
     value = rng.choice(forms).make(rng, "development")
-    scrubber = Scrubber(["CREDIT_CARD", "IBAN_CODE", "PHONE_NUMBER", "US_SSN"], 0.4)
+    scrubber = Scrubber(NUMBERS, 0.4)
     once = scrubber.scrub(f"{text} {value} {text}")
     assert scrubber.scrub(once.text).text == once.text

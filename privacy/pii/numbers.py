@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tutelage.privacy.pii.pattern import Detector, Finder, Found, Pattern, Place, compiled, matches, said_before
+
+if TYPE_CHECKING:
+    from phonenumbers import PhoneNumber
 
 _HYPHENS = r"\u2010-\u2014-"  # hyphens and dashes, last in a class of characters
 
 # A number after one of these is said to be something else.
 _NUMBERED = (
     r"(?i)(?:\b(?:article|case|code|id|invoice|isbn|issn|order|part|ref|reference|serial|ticket|tracking)\b"
-    r"[\s\w.:]{0,12}|\bno\.?\s{0,2}|\#\s{0,2})\Z"
+    r"[\s\w.:-]{0,12}|\bno\.?\s{0,2}|\#\s{0,2})\Z"
 )
 
 # --- telephones -------------------------------------------------------------------------------------------------------
@@ -23,16 +27,19 @@ _PHONE_WORD = (
 _EXTENSION = r"(?:(?:[ ]?[,;])?\s?(?i:ext(?:ension)?\.?|x|\#)\s?\d{1,6}\b)?"
 # With a + or the prefix of a call abroad; or with a 0, as within most countries, and a sign in between.
 _DIALLED = rf"(?<![\w./])(?:\(?\+|00[ .-]?|011[ .-]|\(?0)\(?[1-9](?:[\s()./{_HYPHENS}]{{0,3}}\d){{5,16}}"
+# Without a prefix: where a call within the country has none.
+_GROUPED = (
+    rf"(?<![\w./+$€£{_HYPHENS}]|\d[ {_HYPHENS}])(?:\(\d{{2,3}}\)\s?|\d{{2,5}}[\s{_HYPHENS}])"
+    rf"\d{{2,6}}(?:[\s{_HYPHENS}]\d{{2,5}}){{0,3}}+(?![\w{_HYPHENS}]|[.,/]\d|[ ]\d)"
+)
+_GROUPING_REGIONS = ("ES", "PL", "IT", "PT", "IN", "BR", "MX", "CN")
 _REGIONS = ("GB", "DE", "FR", "IE", "NL", "SE", "CH", "AU", "IT")
 _DATE = r"\d?\d([./-])\d?\d\1(?:19|20)?\d\d(?![./-]?\d)"
 
 
 def _us_number(found: Found) -> bool:
     """In use in North America, and not said to be something else."""
-    import phonenumbers
-
-    number = phonenumbers.parse(found[0], "US")
-    return phonenumbers.is_valid_number(number) and not said_before(_NUMBERED, found.string, found.start())
+    return _in_use(found[0], "US") is not None and not said_before(_NUMBERED, found.string, found.start())
 
 
 def _dialled_numbers(text: str) -> Iterator[Place]:
@@ -52,30 +59,67 @@ def _dialled(number: str) -> bool:
     import phonenumbers
 
     number = compiled(r"\s").sub(" ", number)
-    digits = "".join(c for c in number if c.isdigit())
-    try:
-        if "+" in number:
-            return phonenumbers.is_possible_number(phonenumbers.parse(number, None))
-        if digits.startswith(("00", "011")):
-            return phonenumbers.is_valid_number(phonenumbers.parse("+" + digits.lstrip("0").removeprefix("11"), None))
-        return (
-            len(digits) >= (8 if number.startswith("(") else 9)  # less may be a date and a time
-            and len(digits) < len(number)
-            and any(phonenumbers.is_valid_number(phonenumbers.parse(number, region)) for region in _REGIONS)
-        )
-    except phonenumbers.NumberParseException:
+    digits = "".join(filter(str.isdigit, number))
+    if "+" in number:
+        parsed = _parsed(number, None)
+        return parsed is not None and phonenumbers.is_possible_number(parsed)
+    if digits.startswith(("00", "011")):
+        return _in_use("+" + digits.lstrip("0").removeprefix("11"), None) is not None
+    return (
+        len(digits) >= (8 if number.startswith("(") else 9)  # less may be a date and a time
+        and len(digits) < len(number)
+        and any(_in_use(number, region) for region in _REGIONS)
+    )
+
+
+def _grouped_numbers(text: str) -> Iterator[Place]:
+    """Numbers without any prefix, where their groups are just those that some country writes them in."""
+    for found in matches(_GROUPED, text):
+        digits = "".join(filter(str.isdigit, found[0]))
+        if (
+            9 <= len(digits) <= 11  # shorter ones are too often something else
+            and not compiled(_DATE).match(found[0])
+            and not said_before(_NUMBERED, text, found.start())
+            and any(_written_in(region, digits, found[0]) for region in _GROUPING_REGIONS)
+        ):
+            yield found.span()
+
+
+def _written_in(region: str, digits: str, written: str) -> bool:
+    import phonenumbers
+
+    if (number := _in_use(digits, region)) is None:
         return False
+    national = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
+    return bool(compiled(r"\d+").findall(national.lstrip("0")) == compiled(r"\d+").findall(written))
+
+
+def _in_use(number: str, region: str | None) -> PhoneNumber | None:
+    import phonenumbers
+
+    parsed = _parsed(number, region)
+    return parsed if parsed is not None and phonenumbers.is_valid_number(parsed) else None
+
+
+def _parsed(number: str, region: str | None) -> PhoneNumber | None:
+    import phonenumbers
+
+    try:
+        return phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException:
+        return None
 
 
 PHONE_NUMBER: tuple[Detector, ...] = (
     # North America, by the grouping alone: 555 and other numbers nobody has are written like numbers
-    Pattern(rf"(?<![\w.-])(?:\+?1[\s./-]?)?(?:\(\d{{3}}\)[\s./-]?|\d{{3}}[\s./{_HYPHENS}])"
-            rf"\d{{3}}[\s.{_HYPHENS}]\d{{4}}(?!\d|-\d)" + _EXTENSION, 0.9),
+    Pattern(rf"(?<![\w.-])(?:\+?1[\s./-]?)?(?:\(\d{{3}}\)[\s./-]?|\d{{3}}(?:\s|\s?[./{_HYPHENS}]\s?))"
+            rf"\d{{3}}(?:\s|\s?[.{_HYPHENS}]\s?)\d{{4}}(?!\d|-\d)" + _EXTENSION, 0.9),
     # in one row, too, where the number is in use
     Pattern(r"(?<![\w.,#/+-])[2-9]\d{2}[2-9]\d{6}(?![\w-]|\.\d)", 0.6, _us_number),
     # any number after a word for it; the word may be some words away
     Pattern(_PHONE_WORD + rf"[^\d\n+(]{{0,25}}\K\(?\+?\(?\d(?:[ ()./{_HYPHENS}]{{0,3}}\d){{5,17}}" + _EXTENSION, 0.6),
     Finder(_dialled_numbers, 0.8),
+    Finder(_grouped_numbers, 0.5),
 )  # fmt: skip
 
 # --- payment cards ----------------------------------------------------------------------------------------------------
@@ -128,18 +172,22 @@ _IBAN_LENGTHS = {
     }.items()
     for country in countries.split()
 }  # fmt: skip
-_IBAN = rf"(?<![\p{{L}}\d])[a-zA-Z]{{2}}\s?\d{{2}}(?:[\s._/{_HYPHENS}]{{0,3}}[a-zA-Z\d]){{11,30}}+"
+_IBAN = (
+    r"(?<![\p{L}\d])(?i:iban)?(?P<iban>[a-zA-Z]{2}\s?\d[\s._-]?\d"
+    rf"(?:[\s._/{_HYPHENS}]{{0,3}}[a-zA-Z\d]){{11,30}}+)"
+)
 
 
 def _ibans(text: str) -> Iterator[Place]:
     """Account numbers of their country's length with the right check digits."""
     for found in matches(_IBAN, text):
-        places = [found.start() + i for i, c in enumerate(found[0]) if c.isalnum()]
-        length = _IBAN_LENGTHS.get(found[0][:2].upper(), len(places) + 1)
+        iban = found["iban"]
+        places = [found.start("iban") + i for i, c in enumerate(iban) if c.isalnum()]
+        length = _IBAN_LENGTHS.get(iban[:2].upper(), len(places) + 1)
         if length > len(places) or text[places[length - 1] + 1 : places[length - 1] + 2].isalnum():
             continue
         if mod97("".join(text[i] for i in places[:length])) == 1:
-            yield places[0], places[length - 1] + 1
+            yield found.start(), places[length - 1] + 1
 
 
 def mod97(iban: str) -> int:
@@ -153,7 +201,7 @@ IBAN_CODE: tuple[Detector, ...] = (Finder(_ibans, 1.0),)
 
 US_SSN: tuple[Detector, ...] = (
     # three, two and four digits are little else
-    Pattern(rf"(?<![\w./-])(?!000|666|9\d\d)\d{{3}}(\s?[./{_HYPHENS}]\s?|\s)(?!00)\d{{2}}(?:\1|\s)"
+    Pattern(rf"(?<![\w./-])(?!000|666|9\d\d)\d{{3}}(\s?[./{_HYPHENS}]\s?|\s{{1,3}})(?!00)\d{{2}}(?:\1|\s{{1,3}})"
             r"(?!0000)\d{4}(?![\w-])", 0.9),
     # after a word for it, however it is written
     Pattern(r"(?i)\b(?:ssn|ss\#|ss no|soc\.? ?sec|social(?: security)?)[^\d\n]{0,30}\K"

@@ -18,6 +18,7 @@ _LABEL = r"[\p{L}\p{N}](?:[\p{L}\p{N}-]{0,61}[\p{L}\p{N}])?"
 _PATH = r"[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|[01]?\d?\d)"
 _POINT = r"(?:\.|\[\.\]|\(\.\))"  # in brackets where an address must not become a link
+_BRACKETS = str.maketrans("", "", "[]()")
 _GROUPS = r"(?:[\da-f]{0,4}:){2,7}"
 
 # Endings of files; as suffixes of a domain of two labels they are rare in mail.
@@ -31,7 +32,7 @@ _VERSIONED = r"(?i)\b(?:v|ver|versions?|releases?|build|revision|section|chapter
 
 def _host(found: Found) -> bool:
     """A host without a scheme: its suffix exists, in one case ("the end.So" is none), and it looks like no file."""
-    host, alone = found["host"], found.end() == found.end("host")
+    host, alone = found["host"].translate(_BRACKETS), found.end() == found.end("host")
     suffix = host.rpartition(".")[2]
     if host.lower() in _NO_HOSTS or not (suffix.islower() or suffix.isupper()):
         return False
@@ -93,8 +94,11 @@ URL: tuple[Detector, ...] = (
     Pattern(rf"(?i)\b[a-z][a-z\d+.-]{{1,15}}:\\?/\\?/{_PATH}", 0.9),
     Pattern(rf"(?i)\bwww\d?\.{_PATH}", 0.9),
     # a bare host; before a bracket it is a call of a method
-    Pattern(rf"(?<![\p{{L}}\p{{N}}@._-])(?P<host>{_LABEL}(?:\.{_LABEL})*\.\p{{L}}{{2,24}})(?::\d{{1,5}})?"
+    Pattern(rf"(?<![\p{{L}}\p{{N}}@._-])(?P<host>{_LABEL}(?:{_POINT}{_LABEL})*{_POINT}\p{{L}}{{2,24}})(?::\d{{1,5}})?"
             rf"(?:[/?#](?:{_PATH})?)?(?![\p{{L}}\p{{N}}@(-])", 0.6, _host),
+    # a machine with a port or a path
+    Pattern(rf"(?i)(?<![\w@./-])(?:localhost:\d{{2,5}}(?:/{_PATH})?|(?:{_OCTET}\.){{3}}{_OCTET}(?::\d{{1,5}})?/\p{{L}}{_PATH})",
+            0.6),
 )  # fmt: skip
 
 IP_ADDRESS: tuple[Detector, ...] = (

@@ -34,6 +34,15 @@ def _only_names(found: Found) -> bool:
     return bool(long) and all(token.is_in(known().people) or token.unknown for token in long)
 
 
+def _with_given(found: Found) -> bool:
+    """Only names, or a sure given name with any other word but a function word: "Stubbs, Noah"."""
+    folded = [token for token in tokens(found[0]) if token.long]
+    return _only_names(found) or (
+        any(token.is_in(known().given) for token in folded)
+        and not any(token.folded in known().functions for token in folded)
+    )
+
+
 PERSON: tuple[Detector, ...] = (
     # after a title
     Pattern(rf"\b{_TITLE}\.?[ \t]+\K(?:{_TITLE}\.?[ \t]+)?{_NO_NAME}(?:{PARTICLES})?{NAMES}", 0.7, _titled),
@@ -64,7 +73,7 @@ PERSON: tuple[Detector, ...] = (
             r"participants?|patient|present|signed))[ \t]*[:=|][ \t]*"
             rf"\K{_NO_NAME}{NAMES}(?:,[ \t]+{CAPITAL})?", 0.6, _nameable),
     Pattern(r"(?:^|[|:;,][ \t]|\d\.[ \t])[> \t]*"
-            rf"\K{CAPITAL},?(?:[ \t]+{CAPITAL}){{1,3}}(?=[ \t]*(?:$|[|;(]|\d\.))", 0.6, _only_names),
+            rf"\K{CAPITAL},?(?:[ \t]+{CAPITAL}){{1,3}}(?=[ \t]*(?:$|[|;(]|\d\.))", 0.6, _with_given),
     Pattern(rf"(?i:\b(?:my name is|this is|i am|i['’]m|name['’]s))[ \t]+\K{_NO_NAME}{NAMES}", 0.6, _only_names),
     Finder(listed_names, 0.6),
     Finder(small_names, 0.6),
