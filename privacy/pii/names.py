@@ -73,6 +73,12 @@ class Candidates:
             len(letters) > 1 and letters not in _ABBREVIATED and self.tokens[last + 1].folded not in known().functions
         )
 
+    def initialled(self, i: int) -> bool:
+        """Whether token i is an initial, or may be what follows one: "Jason A. Hepburn"."""
+        return not self.tokens[i].long or (
+            not self.tokens[i - 1].long and self.tokens[i].folded not in known().functions
+        )
+
     def in_sentence(self, i: int) -> bool:
         """Whether a small letter comes before token i: its capital is no sentence's."""
         return said_before(_AFTER_SMALL, self.text, self.tokens[i].start)
@@ -80,7 +86,7 @@ class Candidates:
     def widened(self, first: int, last: int) -> tuple[int, int]:
         """The tokens of a name, together with its neighbours that may belong to it."""
         most = first + _LONGEST - 1
-        while last < most and self.joined(last + 1) and (self.named(last + 1) or not self.tokens[last + 1].long):
+        while last < most and self.joined(last + 1) and (self.named(last + 1) or self.initialled(last + 1)):
             last += 1
         while self.joined(first) and last < first + _LONGEST - 1:
             before = self.tokens[first - 1]

@@ -10,7 +10,7 @@ from tutelage.privacy.pii.pattern import Detector, Finder, Found, Pattern, Place
 if TYPE_CHECKING:
     from phonenumbers import PhoneNumber
 
-_HYPHENS = r"\u2010-\u2014-"  # hyphens and dashes, last in a class of characters
+_HYPHENS = r"\u2010-\u2014\u2212-"  # hyphens, dashes and minus, last in a class of characters
 
 # A number after one of these is said to be something else.
 _NUMBERED = (
@@ -30,7 +30,7 @@ _DIALLED = rf"(?<![\w./])(?:\(?\+|00[ .-]?|011[ .-]|\(?0)\(?[1-9](?:[\s()./{_HYP
 # Without a prefix: where a call within the country has none.
 _GROUPED = (
     rf"(?<![\w./+$€£{_HYPHENS}]|\d[ {_HYPHENS}])(?:\(\d{{2,3}}\)\s?|\d{{2,5}}[\s{_HYPHENS}])"
-    rf"\d{{2,6}}(?:[\s{_HYPHENS}]\d{{2,5}}){{0,3}}+(?![\w{_HYPHENS}]|[.,/]\d|[ ]\d)"
+    rf"\d{{2,6}}(?:[\s{_HYPHENS}]\d{{2,5}}){{0,3}}+(?![\w{_HYPHENS}]|[.,/]\d|[ ]\d++(?!\.))"
 )
 _GROUPING_REGIONS = ("ES", "PL", "IT", "PT", "IN", "BR", "MX", "CN")
 _REGIONS = ("GB", "DE", "FR", "IE", "NL", "SE", "CH", "AU", "IT")
@@ -125,7 +125,7 @@ PHONE_NUMBER: tuple[Detector, ...] = (
 # --- payment cards ----------------------------------------------------------------------------------------------------
 
 # One or more rows of digits, three signs apart at most.
-_DIGITS = rf"(?<![\p{{L}}\d]|\d\.)\d++(?:[\s._/{_HYPHENS}]{{1,3}}\d++)*+"
+_DIGITS = rf"(?<![\p{{L}}\d]|\d\.)\d++(?:[\s.,_/{_HYPHENS}]{{1,3}}\d++)*+"
 # ISO/IEC 7812: what numbers the networks give out. Visa; Mastercard; American Express; Diners; JCB; Maestro, Discover
 # and UnionPay; RuPay; Mir; Troy
 _NETWORK = (
@@ -205,5 +205,5 @@ US_SSN: tuple[Detector, ...] = (
             r"(?!0000)\d{4}(?![\w-])", 0.9),
     # after a word for it, however it is written
     Pattern(r"(?i)\b(?:ssn|ss\#|ss no|soc\.? ?sec|social(?: security)?)[^\d\n]{0,30}\K"
-            rf"\d{{3}}[\s./_{_HYPHENS}]{{0,3}}\d{{2}}[\s./_{_HYPHENS}]{{0,3}}\d{{4}}(?!\d)", 0.9),
+            rf"\d{{3}}[\s.:/_{_HYPHENS}]{{0,3}}\d{{2}}[\s.:/_{_HYPHENS}]{{0,3}}\d{{4}}(?!\d)", 0.9),
 )  # fmt: skip
