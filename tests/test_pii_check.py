@@ -81,7 +81,7 @@ def test_check_digits_and_addresses_are_right() -> None:
         doubled = [d if i % 2 == 0 else sum(divmod(2 * d, 10)) for i, d in enumerate(reversed(digits))]
         assert sum(doubled) % 10 == 0
     for one in planted("IBAN_CODE", 200, 4):
-        compact = "".join(c for c in value(one) if c.isalnum()).upper()
+        compact = "".join(c for c in value(one) if c.isalnum()).upper().removeprefix("IBAN")
         assert int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
     for one in planted("IP_ADDRESS", 200, 4, "development"):
         for part in value(one).partition("%")[0].split("-"):

@@ -44,7 +44,7 @@ def check(
     Args:
         scrubber: What to measure.
         entities: Which of `ENTITIES` to plant; those that the scrubber should replace.
-        n: How many texts per entity, and of clean ones. 200 take some 5 seconds on one core.
+        n: How many texts per entity, and of clean ones. 200 take some 10 seconds on one core.
         seed: The same seed gives the same texts.
         split: `held_out`, or `development` for the half that the patterns were written against.
 
