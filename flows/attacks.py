@@ -17,11 +17,12 @@ from tutelage.configs.schema import PrivatePredictionPrivacy
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import labels, scrubber, teacher_engine
-from tutelage.privacy import canaries, gate, pii_check
+from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
 from tutelage.privacy.attacks.membership import whole_text
 from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.pii.check import check
 from tutelage.privacy.stats import point_metric
 from tutelage.privacy.vault import PrivateRecord, read_records
 from tutelage.students import score, train
@@ -38,7 +39,7 @@ NO_CLAIM_DELTA = 1e-5
 def check_scanner(run: Run) -> Done:
     """How much planted, known personal data the recipe's detectors find."""
     screen = run.recipe.screen
-    metrics = pii_check.check(scrubber(screen), screen.entities, n=screen.check_texts, seed=run.recipe.seed)
+    metrics = check(scrubber(screen), screen.entities, n=screen.check_texts, seed=run.recipe.seed)
     return [], {"metrics": [metric.model_dump() for metric in metrics]}
 
 

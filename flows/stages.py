@@ -24,8 +24,8 @@ from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import indexed_texts
 from tutelage.privacy.partition import controls, partition
+from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.release import release
-from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, write_records

@@ -62,8 +62,8 @@ Seen = Mapping[str, tuple[int, int]]
 """File, named from the run's folder -> size (bytes) and time of change (ns)."""
 
 _LIBRARIES = (
-    "tutelage", "cryptography", "dp-accounting", "numpy", "peft", "prefect", "presidio-analyzer", "scikit-learn",
-    "spacy", "torch", "transformers",
+    "tutelage", "cryptography", "dp-accounting", "mimesis", "numpy", "peft", "phonenumbers", "prefect", "scikit-learn",
+    "spacy", "tldextract", "torch", "transformers",
 )  # fmt: skip
 _REMEDY = "`tutelage audit verify RUN` says what was changed; restore it, or take a new run folder"
 

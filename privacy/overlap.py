@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.privacy.scrub import PLACEHOLDER, Scrubber
+from tutelage.privacy.pii import PLACEHOLDER, Scrubber
 from tutelage.privacy.similarity import embed, max_cosine, max_jaccard, words
 from tutelage.privacy.vault import PrivateRecord
 

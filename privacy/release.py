@@ -26,7 +26,7 @@ from tutelage.privacy.control_tokens import without_control_tokens
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import OverlapIndex
-from tutelage.privacy.scrub import PLACEHOLDER, Scrubber
+from tutelage.privacy.pii import PLACEHOLDER, Scrubber
 from tutelage.privacy.similarity import near_duplicate_groups, words
 from tutelage.privacy.vault import PrivateRecord
 

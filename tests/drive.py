@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "presidio_analyzer", "sklearn.pipeline"])
+_SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "spacy", "sklearn.pipeline"])
 
 
 def start(teacher: str, *arguments: str, output: Path) -> BaseProcess:

@@ -18,7 +18,7 @@ from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.schema import AttackConfig, ClassificationTask, GenerationTask, ScreenConfig
 from tutelage.privacy import canaries as module
 from tutelage.privacy.canaries import Canary, plant, read_canaries, write_canaries
-from tutelage.privacy.scrub import Scrubber
+from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.vault import PrivateRecord
 
 MAIL = ClassificationTask(description="sort mail", labels={"spam": "unwanted", "ham": "wanted"})

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from tutelage.configs.errors import PrivacyError
 from tutelage.configs.schema import ClassificationTask, GenerationTask, ScreenConfig, Task, TeachConfig
 from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.release import release
-from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.similarity import words
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts

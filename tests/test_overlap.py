@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.privacy.overlap import OverlapIndex, indexed_texts
-from tutelage.privacy.scrub import ENTITIES, Scrubber
+from tutelage.privacy.pii import ENTITIES, Scrubber
 from tutelage.privacy.similarity import embed, words
 from tutelage.privacy.vault import PrivateRecord
 

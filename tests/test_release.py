@@ -18,8 +18,8 @@ from tutelage.configs.records import Lesson
 from tutelage.configs.schema import ScreenConfig
 from tutelage.privacy.drafts import Draft, read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.release import LessonSet, Released, _clean, release
-from tutelage.privacy.scrub import Scrubber
 from tutelage.privacy.vault import PrivateRecord
 
 LABELS = frozenset({"ham", "spam"})
