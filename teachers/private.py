@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -240,7 +239,10 @@ def write_lessons(
     return Written(tuple(drafts), texts, malformed, lost)
 
 
-_PROBED_RECORDS, _PROBED_TOKENS = 4, 16
+_PROBED_RECORDS, _PROBED_TOKENS = 2, 8
+_PUSHING = ("the the the the the the the the the the", "1 2 3 4 5 6 7 8 9 10 11 12", "a b a b a b a b a b a b")
+"""Invented records that leave little doubt about what comes next, and so move scores farther than most records do.
+Where no record's scores reach the clip, a mechanism that doesn't clip looks like one that does."""
 
 
 def probe(
@@ -255,7 +257,8 @@ def probe(
 
     Args:
         engine: The model.
-        records: Some that are no silo's: what is found is a function of them that nothing protects.
+        records: Some that are no silo's: what is found is a function of them that nothing protects. A few are taken,
+            beside some that are invented.
         task: The task.
         privacy: As for `write_lessons`.
         mechanism: That of the examples; its sensitivity positive and finite.
@@ -266,11 +269,16 @@ def probe(
     """
     few = replace(mechanism, max_tokens=min(_PROBED_TOKENS, mechanism.max_tokens))
     asked = _Asked(engine, task, privacy, {}, None)
-    batch = Batch(0, tuple(asked.member(record) for record in records[:_PROBED_RECORDS]))
+    pushing = [
+        PrivateRecord(f"pushing-{label}-{at}", text, label or text)
+        for label in asked.labels
+        for at, text in enumerate(_PUSHING)
+    ]
+    behind = [*records[:_PROBED_RECORDS], *pushing]
+    batch = Batch(0, tuple(asked.member(record) for record in behind))
     decoder = _decoder(engine, asked.publics, privacy)
-    places = range(len(batch.members))
-    shifts = [decoder.shift(asked.publics, batch, place, few) for place in places]
-    return max(shifts, default=math.nan) / few.sensitivity, len(shifts) * few.max_tokens * len(asked.publics)
+    ratio = decoder.shift(asked.publics, batch, few) / few.sensitivity
+    return ratio, len(behind) * few.max_tokens * len(asked.publics)
 
 
 class _Asked:

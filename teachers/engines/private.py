@@ -157,43 +157,48 @@ class PrivateDecoder:
                 slots.feed({index: row for index, row in drawn.items() if index not in done})
         return [[text.generation(stop, self.tokenizer) for text in row] for row in texts]
 
-    def shift(self, publics: Sequence[Public], batch: Batch, place: int, mechanism: PrivatePrediction) -> float:
+    def shift(self, publics: Sequence[Public], batch: Batch, mechanism: PrivatePrediction) -> float:
         """How far one record moves what the mechanism draws from: the guarantee's own claim, put to the test.
 
-        The texts are written twice side by side, once without the record, with the same tokens drawn.
+        The texts are written with all records and, beside that, without each of them, with the same tokens drawn.
 
         Args:
             publics: The texts.
             batch: Records that are nobody's secret: the figure is a function of them that nothing protects.
-            place: Which of them is left out in the second.
             mechanism: As in `write`.
 
         Returns:
-            The largest difference of any candidate's score at any step, in logits: at most C/B, but for rounding.
+            The largest difference of any candidate's score at any step by any record, in logits: at most C/B, but for
+            rounding. NaN without a record.
         """
         import torch
 
         members = batch.members
-        other = Batch(batch.part, (*members[:place], None, *members[place + 1 :]))
+        held = [place for place, member in enumerate(members) if member is not None]
+        if not held:
+            return math.nan
+        without = [Batch(batch.part, (*members[:place], None, *members[place + 1 :])) for place in held]
+        variants = dict(enumerate([batch, *without]))
         moved = 0.0
         with torch.inference_mode():
             heads = _Heads(self, publics)
-            slots = _Slots(self, heads, (len(publics), len(members)), 2, mechanism.max_tokens)
-            slots.read({0: batch, 1: other})
-            both = torch.tensor([slots.running[0], slots.running[1]], device=slots.state.device)
+            slots = _Slots(self, heads, (len(publics), len(members)), len(variants), mechanism.max_tokens)
+            slots.read(variants)
+            order = torch.tensor([slots.running[i] for i in variants], device=slots.state.device)
             for step in range(mechanism.max_tokens):
-                public = slots.head.scores(slots.state[both, : slots.texts]).flatten(0, 1)
-                chosen, allowed = _candidates(public[: slots.texts], mechanism)
-                # The second is asked about the first's candidates: rounding may give it others at the edge.
-                scores = slots.scores(both, public[: slots.texts].repeat(2, 1), chosen.repeat(2, 1), mechanism)
-                apart = (scores[: slots.texts] - scores[slots.texts :]).abs()
-                moved = max(moved, float(apart[allowed].max()))
-                index = torch.tensor(mechanism.draw(scores[: slots.texts], allowed), device=chosen.device)
+                public = slots.head.scores(slots.state[order[0], : slots.texts])
+                chosen, allowed = _candidates(public, mechanism)
+                # All are asked about the first's candidates: rounding may give others other ones at the edge.
+                repeated = len(variants), 1
+                scores = slots.scores(order, public.repeat(repeated), chosen.repeat(repeated), mechanism)
+                whole, *less = scores.view(len(variants), slots.texts, -1)
+                moved = max([moved, *(float((whole - one).abs()[allowed].max()) for one in less)])
+                index = torch.tensor(mechanism.draw(whole, allowed), device=chosen.device)
                 drawn = chosen.gather(-1, index[:, None])[:, 0].tolist()
-                for slot in both.tolist():
+                for slot in order.tolist():
                     slots.lengths[slot] += 1
                 if step + 1 < mechanism.max_tokens:
-                    slots.feed({0: drawn, 1: drawn})
+                    slots.feed(dict.fromkeys(variants, drawn))
         return moved
 
 
