@@ -2,9 +2,11 @@
 
     python benchmarks/sweep.py [--seeds 0 1 2] [--out runs/sweep] [--write benchmarks/sweep]
 
-One run a seed: ε = 4 is released, the others are its brackets and stay in its vault. A run that was stopped goes on;
-a finished one is only read. Every seed has ledgers of its own: the mails are public, and each row of the table is what
-one organisation would see that spends its budget once. Writes a table (.md) and a plot (.png), and prints the table.
+One run a seed: ε = 4 is released, the others are its brackets and stay in its vault. A run that was stopped goes on.
+What a finished one measured is kept in WRITE/seed-N.json, with the recipe's digest and the versions, and a seed that
+has its file is not run again: seeds may be run on several days, and the table is of all that are there. Every seed has
+ledgers of its own: the mails are public, and each row of the table is what one organisation would see that spends its
+budget once. Writes a table (WRITE.md) and a plot (WRITE.png), and prints the table.
 
 Right answers of all seeds are pooled for the Wilson intervals (the seeds' test sets differ). The ratio to ε = ∞ has
 the interval of a ratio of two independent proportions (Katz et al. 1978), which is wide: both answer the same mails.
@@ -19,6 +21,7 @@ import sys
 from pathlib import Path
 
 from tutelage.configs.records import RoundReport
+from tutelage.configs.store import write_atomic
 from tutelage.flows import layout
 from tutelage.flows.figures import bracket_epsilon
 from tutelage.flows.stage import open_run
@@ -34,15 +37,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--write", type=Path, default=Path("benchmarks/sweep"))
     options = parser.parse_args()
-    reports = {}
     for seed in options.seeds:
-        folder = options.out / f"seed-{seed}" / "run"
+        kept, folder = options.write / f"seed-{seed}.json", options.out / f"seed-{seed}" / "run"
+        if kept.exists():
+            continue
         settings = [f"seed={seed}", f"privacy.brackets={BRACKETS}"]
         command = [str(Path(sys.executable).with_name("tutelage")), "run", "configs/strict_dp.yaml"]
         command += ["--run-dir", str(folder), *(part for one in settings for part in ("--set", one))]
         if subprocess.run(command, check=False).returncode not in (0, 3):  # 3: its gate refused, which is a result
             sys.exit(f"the run of seed {seed} failed; start this again to go on")
-        reports[seed] = layout.reports(open_run(folder))[-1]
+        # Figures marked internal are kept too: these mails are public.
+        report = layout.reports(open_run(folder))[-1].model_copy(update={"roc": ()})
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, report.model_dump_json(indent=1) + "\n")
+    found = {path.stem.removeprefix("seed-"): path for path in options.write.glob("seed-*.json")}
+    reports = {int(seed): RoundReport.model_validate_json(path.read_text()) for seed, path in sorted(found.items())}
     points = {epsilon: counts(list(reports.values()), name) for epsilon, name in names(reports).items()}
     table = tabulate(points, reports)
     options.write.with_suffix(".md").write_text(table)
