@@ -350,15 +350,15 @@ def power(
     from importlib.resources import as_file, files
 
     from tutelage.configs.load import load_recipe
-    from tutelage.flows import power as worlds
+    from tutelage.flows import power as gates
     from tutelage.flows import power_view
 
     with as_file(files("tutelage.configs").joinpath("demo.yaml")) as demo:
         checked = load_recipe(recipe or demo, tuple(overrides or ()))
-    worlds.privacy_rules(checked)
-    asked = worlds.kinds_asked(checked, kinds)
-    found = worlds.measure(checked, asked, range(first_seed, first_seed + seeds), results=results, jobs=jobs)
-    verdicts = worlds.judge(found, checked)
+    gates.privacy_rules(checked)
+    asked = gates.kinds_asked(checked, kinds)
+    found = gates.measure(checked, asked, range(first_seed, first_seed + seeds), results=results, jobs=jobs)
+    verdicts = gates.judge(found, checked)
     if as_json:
         typer.echo(json.dumps(power_view.as_json(verdicts), indent=1))
     else:

@@ -15,8 +15,9 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.records import Metric
 from tutelage.configs.schema import Recipe
-from tutelage.flows import power
-from tutelage.flows.power import KINDS, Pipeline, World, judge, kinds_asked, privacy_rules
+from tutelage.flows import ground, power, worlds
+from tutelage.flows.power import judge, kinds_asked, privacy_rules
+from tutelage.flows.worlds import KINDS, Pipeline, World
 from tutelage.privacy.stats import clopper_pearson
 from tutelage.students import pocket
 
@@ -58,14 +59,14 @@ def world(pipeline: Pipeline, seed: int, **values: float) -> World:
 
 
 def test_a_gate_is_wrong_if_it_passes_leaks_or_refuses_others(tmp_path: Path) -> None:
-    worlds = [
+    several = [
         world("never_saw", 0),
         world("never_saw", 1, canary__p_value=0.001),  # bad luck
         world("copies", 0, overlap__longest_run_max=40, lessons__canary_verbatim=1),
         world("copies", 1),  # not found
         world("copies", 2, overlap__longest_run_max=40),
     ]
-    never, copies = judge(worlds, parsed(tmp_path))
+    never, copies = judge(several, parsed(tmp_path))
     assert (never.pipeline, never.seeds, never.wrong, never.leaks) == ("never_saw", 2, 1, False)
     assert (copies.pipeline, copies.seeds, copies.wrong, copies.leaks) == ("copies", 3, 1, True)
     assert copies.by == (("overlap.longest_run_max <= 12", 2), ("lessons.canary_verbatim <= 0", 1))
@@ -120,13 +121,13 @@ def small_ground(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Real mails and a base that is trained for a few seconds, in a cache of its own."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(power, "cache_dir", lambda: cache)
-        patch.setattr(power, "_WRITTEN", 64)
-        patch.setattr(power, "_SILO_RECORDS", 24)
+        patch.setattr(ground, "cache_dir", lambda: cache)
+        patch.setattr(ground, "_WRITTEN", 64)
+        patch.setattr(worlds, "_SILO_RECORDS", 24)
         patch.setattr(pocket, "make_pocket_model", partial(pocket.make_pocket_model, steps=60))
-        power.ground.cache_clear()
+        ground.ground.cache_clear()
         yield
-        power.ground.cache_clear()
+        ground.ground.cache_clear()
 
 
 def verdicts_of(
@@ -153,7 +154,7 @@ def test_leaks_are_refused_and_others_passed(
     assert any(rule.startswith("mia.loss") for rule in found["overfits"]["refused_by"])
 
     # A second call measures nothing; another gate is judged on what is there.
-    monkeypatch.setattr(power, "simulate", None)
+    monkeypatch.setattr(worlds, "simulate", None)
     assert verdicts_of(monkeypatch, capsys, *asked) == found
     write_recipe(tmp_path, recipe(tmp_path, rules=RULES[4:]))
     blind = verdicts_of(monkeypatch, capsys, *asked)
