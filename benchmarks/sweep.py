@@ -130,7 +130,15 @@ def draw(points: dict[float, list[tuple[int, int]]], reports: dict[int, RoundRep
     zero = counts(list(reports.values()), "accuracy.zero_shot")
     level = 100 * sum(k for k, _ in zero) / sum(n for _, n in zero)
     axes.axhline(level, color="#999999", linestyle="--", linewidth=1)
-    axes.annotate("zero-shot", (len(points) - 0.6, level), fontsize=8, color="#666666", va="bottom", ha="right")
+    axes.annotate(
+        "zero-shot",
+        (0.99, level),
+        xycoords=("axes fraction", "data"),
+        fontsize=8,
+        color="#666666",
+        va="bottom",
+        ha="right",
+    )
     axes.set_xticks(range(len(points)), [f"{epsilon:g}".replace("inf", "∞") for epsilon in points])
     axes.set_xlabel("ε of the run, per record, replace-by-null")
     axes.set_ylabel("accuracy of the student, %")
