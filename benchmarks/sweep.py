@@ -79,7 +79,8 @@ def counts(reports: list[RoundReport], name: str) -> list[tuple[int, int]]:
 def tabulate(points: dict[float, list[tuple[int, int]]], reports: dict[int, RoundReport]) -> str:
     """The table as Markdown."""
     seeds = " | ".join(f"seed {seed}" for seed in reports)
-    lines = [f"| ε | {seeds} | together (95% Wilson) | of ε = ∞ (95%) |", "|---|" + "---|" * (len(reports) + 2)]
+    lines = ["# Utility against ε", "", "`python benchmarks/sweep.py`, a column a seed; [the plot](sweep.png).", ""]
+    lines += [f"| ε | {seeds} | together (95% Wilson) | of ε = ∞ (95%) |", "|---|" + "---|" * (len(reports) + 2)]
     others = {
         title: counts(list(reports.values()), f"accuracy.{key}")
         for key, title in (("zero_shot", "zero-shot"), ("tfidf", "TF-IDF on the lessons of the asked ε"))
