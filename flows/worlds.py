@@ -85,7 +85,17 @@ class World:
 
 
 def simulate(recipe: Recipe, pipeline: Pipeline, seed: int) -> World:
-    """Make one world, and attack it."""
+    """Make one world, and attack it.
+
+    Args:
+        recipe: Its attacks, student, number of lessons and privacy.
+        pipeline: What kind of world.
+        seed: Which of them: its records, coins, secrets and lessons. A private draw is the operating system's all the
+            same, so worlds of private prediction do not repeat.
+
+    Raises:
+        UserError: there are too few mails for so many members, canaries and units.
+    """
     place, rng = ground(), random.Random(f"{pipeline}/{seed}")
     privacy = recipe.privacy
     formal = (
