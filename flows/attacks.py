@@ -35,7 +35,7 @@ NO_CLAIM_DELTA = 1e-5
 """δ of the one-run audit where no guarantee names one."""
 
 
-@stage(version=1)
+@stage(version=2)
 def check_scanner(run: Run) -> Done:
     """How much planted, known personal data the recipe's detectors find."""
     screen = run.recipe.screen
@@ -43,7 +43,7 @@ def check_scanner(run: Run) -> Done:
     return [], {"metrics": [metric.model_dump() for metric in metrics]}
 
 
-@stage(version=1)
+@stage(version=2)
 def probe_mechanism(run: Run) -> Done:
     """Whether one record moves a teacher's scores by no more than the guarantee says, on records of no silo.
 

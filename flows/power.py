@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from tutelage.configs.errors import UserError
 from tutelage.configs.records import Metric
 from tutelage.configs.schema import GateConfig, GateRule, PrivatePredictionPrivacy, Recipe
 from tutelage.configs.store import digest
-from tutelage.flows import worlds
+from tutelage.flows import ground, worlds
 from tutelage.flows.worlds import KINDS, Pipeline, World
 from tutelage.privacy import gate
 from tutelage.privacy.stats import clopper_pearson
+from tutelage.students import pocket
 
 _PRIVACY = (
     "audit.",
@@ -165,11 +168,10 @@ def _simulate(recipe: Recipe, which: tuple[Pipeline, int]) -> World:
 
 def _key(recipe: Recipe) -> str:
     """What figures depend on, the gate left out."""
-    parts = [recipe.attack, recipe.student, recipe.aggregate, recipe.privacy, recipe.measure]
-    formal = isinstance(recipe.privacy, PrivatePredictionPrivacy)
-    return digest(
-        [worlds.VERSION, *(part.model_dump(mode="json") for part in parts), recipe.teach.model_dump() if formal else {}]
-    )
+    parts: list[BaseModel] = [recipe.attack, recipe.student, recipe.aggregate, recipe.privacy, recipe.measure]
+    parts += [recipe.teach] if isinstance(recipe.privacy, PrivatePredictionPrivacy) else []
+    versions = [worlds.VERSION, ground.VERSION, pocket.VERSION]
+    return digest([versions, *(part.model_dump(mode="json") for part in parts)])
 
 
 def _append(path: Path, world: World, key: str) -> None:
@@ -181,8 +183,9 @@ def _append(path: Path, world: World, key: str) -> None:
         "metrics": [metric.model_dump(mode="json") for metric in world.metrics],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # by a kill: its line must not take this one along
     with path.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write("\n" * torn + json.dumps(row) + "\n")
 
 
 def _read(path: Path, key: str) -> Iterator[World]:
@@ -190,8 +193,9 @@ def _read(path: Path, key: str) -> Iterator[World]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+            same = row["key"] == key and row["pipeline"] in KINDS
+        except (ValueError, KeyError, TypeError):
             continue
-        if row["key"] == key and row["pipeline"] in KINDS:
+        if same:
             metrics = tuple(Metric(**metric) for metric in row["metrics"])
             yield World(row["pipeline"], row["seed"], row["lessons"], metrics)

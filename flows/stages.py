@@ -77,7 +77,7 @@ def prepare(run: Run) -> Done:
     return files, facts
 
 
-@stage(version=1)
+@stage(version=2)
 def index(run: Run, silo: str) -> Done:
     """Embed a silo's records once: screening, voting and the overlap audit all compare with them."""
     texts = indexed_texts(layout.records(run, silo), labels(run.recipe))
@@ -112,7 +112,7 @@ def teach(run: Run, round: int, silo: str) -> Done:
     return [path], facts
 
 
-@stage(version=1)
+@stage(version=2)
 def screen(run: Run, round: int, silo: str) -> Done:
     """Turn a silo's drafts into signed lessons, or drop them. What this writes may leave the silo."""
     config = run.recipe.screen

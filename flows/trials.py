@@ -103,7 +103,7 @@ def upper_line(run: Run, round: int) -> Done:
     return [out], _compared(run, out, "originals", _originals(run, lessons), instruction, internal=True)
 
 
-@stage(version=2)
+@stage(version=3)
 def bracket_student(run: Run, round: int, bracket: str) -> Done:
     """The student on what the bracket's teachers wrote, as many texts a class: what the asked ε is compared with."""
     recipe = run.recipe
@@ -139,7 +139,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
-@stage(version=2)
+@stage(version=3)
 def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
     recipe = run.recipe

@@ -241,8 +241,8 @@ def write_lessons(
 
 _PROBED_RECORDS, _PROBED_TOKENS = 2, 8
 _PUSHING = ("the the the the the the the the the the", "1 2 3 4 5 6 7 8 9 10 11 12", "a b a b a b a b a b a b")
-"""Invented records that leave little doubt about what comes next, and so move scores farther than most records do.
-Where no record's scores reach the clip, a mechanism that doesn't clip looks like one that does."""
+"""Invented records that leave little doubt about what comes next, so that scores have a reason to move far. Where no
+record's scores reach the clip, a mechanism that doesn't clip looks like one that does."""
 
 
 def probe(

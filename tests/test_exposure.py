@@ -294,3 +294,18 @@ def test_no_lessons_or_no_member_is_nan():
     outs = [canary for canary in canaries if not canary.member]
     for metrics in (text_exposure(canaries, []), text_exposure(outs, HARMLESS), text_exposure([], HARMLESS)):
         assert not any(metric.measured for metric in metrics)
+
+
+def test_the_demos_rule_refuses_few_runs_without_a_leak():
+    """Sixteen fair coins, ranks uniform among 32: refused with probability 0.35%, as docs/privacy.md says."""
+    from scipy.stats import binom
+
+    from tutelage.privacy.attacks.exposure import _p_value
+
+    refused = 0.0
+    for members in range(17):
+        for first in range(members + 1):  # so many in the first tenth, 3 of 32
+            ranks = np.array([1.0] * first + [32.0] * (members - first))
+            holds = _p_value(ranks, 32) >= 0.01
+            refused += (not holds) * binom.pmf(members, 16, 0.5) * binom.pmf(first, members, 3 / 32)
+    assert refused == pytest.approx(0.00346, abs=1e-5)

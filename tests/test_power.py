@@ -106,7 +106,9 @@ def test_what_is_kept_is_of_the_same_settings_and_whole(tmp_path: Path) -> None:
     power._append(results, world("copies", 4), "of other settings")
     with results.open("a") as stream:
         stream.write('{"key": "cut sh')
-    [back] = power._read(results, key)
+    power._append(results, world("never_saw", 5), key)
+    back, after = power._read(results, key)
+    assert (after.pipeline, after.seed) == ("never_saw", 5)
     assert (back.pipeline, back.seed, back.lessons) == ("copies", 3, 3)
     assert {metric.name: metric.measured for metric in back.metrics}["canary.p_value"] is False
     assert power._key(parsed(tmp_path, rules=RULES[1:3])) == key, "another gate is asked about the same worlds"

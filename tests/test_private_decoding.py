@@ -509,3 +509,18 @@ def test_an_empty_place_shifts_nothing(loaded: tuple[Any, Any]) -> None:
     alone = Batch(1, (batch.members[0], None, None))
     assert 0 < decoder.shift(publics(), alone, one) <= 1e-2 * (1 + 1e-6)
     assert math.isnan(decoder.shift(publics(), Batch(1, (None, None)), one))
+
+
+def test_a_shift_that_is_no_number_does_not_look_like_none(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, one = PrivateDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-2)
+    real = PrivatePrediction.scores
+
+    def spoilt(self: PrivatePrediction, *scored: torch.Tensor) -> torch.Tensor:
+        scores = real(self, *scored)
+        scores[len(publics()) :] = math.nan  # of all variants but the whole one
+        return scores
+
+    monkeypatch.setattr(PrivatePrediction, "scores", spoilt)
+    assert math.isnan(decoder.shift(publics(), batches(1)[0], one))

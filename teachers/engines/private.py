@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tutelage.configs.errors import UserError
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
@@ -169,7 +171,7 @@ class PrivateDecoder:
 
         Returns:
             The largest difference of any candidate's score at any step by any record, in logits: at most C/B, but for
-            rounding. NaN without a record.
+            rounding. NaN without a record, or where a score is NaN.
         """
         import torch
 
@@ -179,7 +181,7 @@ class PrivateDecoder:
             return math.nan
         without = [Batch(batch.part, (*members[:place], None, *members[place + 1 :])) for place in held]
         variants = dict(enumerate([batch, *without]))
-        moved = 0.0
+        moved: list[float] = []
         with torch.inference_mode():
             heads = _Heads(self, publics)
             slots = _Slots(self, heads, (len(publics), len(members)), len(variants), mechanism.max_tokens)
@@ -192,14 +194,14 @@ class PrivateDecoder:
                 repeated = len(variants), 1
                 scores = slots.scores(order, public.repeat(repeated), chosen.repeat(repeated), mechanism)
                 whole, *less = scores.view(len(variants), slots.texts, -1)
-                moved = max([moved, *(float((whole - one).abs()[allowed].max()) for one in less)])
+                moved += [float((whole - one).abs()[allowed].max()) for one in less]
                 index = torch.tensor(mechanism.draw(whole, allowed), device=chosen.device)
                 drawn = chosen.gather(-1, index[:, None])[:, 0].tolist()
                 for slot in order.tolist():
                     slots.lengths[slot] += 1
                 if step + 1 < mechanism.max_tokens:
                     slots.feed(dict.fromkeys(variants, drawn))
-        return moved
+        return float(np.max(moved))  # unlike Python's max, NaN where any is: that must not look like no shift
 
 
 def _candidates(public: torch.Tensor, mechanism: PrivatePrediction) -> tuple[torch.Tensor, torch.Tensor]:
