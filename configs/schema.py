@@ -209,6 +209,9 @@ PrivacyConfig = Annotated[
 class ScreenConfig(Section):
     """What is replaced and what is dropped before a draft may become a lesson."""
 
+    compare: bool = True
+    """Compare drafts with the silo's records and drop copies. Without it, and without a formal mechanism, nothing keeps
+    a record from leaving word for word: such a run is there to be attacked, and no gate passes it."""
     entities: tuple[str, ...] = (
         "EMAIL_ADDRESS", "PHONE_NUMBER", "URL", "CREDIT_CARD", "IBAN_CODE", "US_SSN", "IP_ADDRESS",
         "PERSON", "STREET_ADDRESS",
@@ -346,6 +349,11 @@ class Recipe(Section):
     def _check_formal(self, privacy: FormalPrivacy) -> None:
         if privacy.epsilon in privacy.brackets or len(set(privacy.brackets)) < len(privacy.brackets):
             raise ValueError("privacy.brackets must differ from each other and from privacy.epsilon")
+        if not self.screen.compare:
+            raise ValueError(
+                "screen.compare is of use to screened teachers only: under a formal mechanism drafts are not compared "
+                "with records; remove it"
+            )
         evolution = isinstance(privacy, PrivateEvolutionPrivacy)
         for key in _ONLY_SCREENED if not evolution else [key for key in _ONLY_SCREENED if key != "top_p"]:
             if getattr(self.teach, key) != TeachConfig.model_fields[key].default:
@@ -371,6 +379,11 @@ class Recipe(Section):
     def min_records_per_label(self) -> int:
         """Fewest records of a label (for `generation`: in all) that a silo can teach from."""
         return 1 if self.formal else self.teach.references_per_prompt + 1
+
+    @property
+    def defended(self) -> bool:
+        """Whether anything keeps a silo's records out of its lessons: a formal mechanism, or the comparison."""
+        return self.formal is not None or self.screen.compare
 
     @property
     def formal(self) -> PrivatePredictionPrivacy | PrivateEvolutionPrivacy | None:

@@ -103,7 +103,7 @@ def judge(measured: Iterable[World], recipe: Recipe) -> list[Verdicts]:
     refused: dict[Pipeline, list[bool]] = defaultdict(list)
     by: dict[Pipeline, Counter[str]] = defaultdict(Counter)
     for world in measured:
-        decision = gate.decide(world.metrics, rules, lessons=world.lessons)
+        decision = gate.decide(world.metrics, rules, lessons=world.lessons, defended=recipe.defended)
         refused[world.pipeline].append(not decision.passed)
         by[world.pipeline].update(outcome.rule for outcome in decision.outcomes if not outcome.passed)
     return [

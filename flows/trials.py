@@ -12,7 +12,7 @@ from typing import Any
 
 from tutelage.configs.models import hub_name, load_model, resolve_model
 from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts
-from tutelage.configs.schema import ClassificationTask
+from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.configs.store import digest, write_atomic
 from tutelage.flows import formal, layout, registry
 from tutelage.flows.stage import Done, Run, stage
@@ -37,6 +37,10 @@ FORMAL_PROTECTION = (
     "Every lesson was written under differential privacy, and each silo's certificate says with which epsilon, delta, "
     "unit and adjacency. That bounds what any attack on the lessons, or on whatever is made from them, can learn about "
     "one unit; the figures below are measurements of some attacks beside it."
+)
+UNDEFENDED = (
+    "Nothing protected the records in this run: drafts were not compared with them, and copies may have been released. "
+    "It is there to be attacked. Personal data that the detectors found was replaced, which is no protection either."
 )
 _TOPIC_LESSONS = 64
 
@@ -200,7 +204,7 @@ def judge_round(run: Run, round: int) -> Done:
         round=round,
         recipe_name=recipe.name,
         recipe_digest=digest(recipe.model_dump(mode="json")),
-        protection=PROTECTION if not certificates else FORMAL_PROTECTION,
+        protection=_protection(recipe),
         certificates=certificates,
         instruction=layout.instruction(run, round),
         silos=tuple(_silo_counts(run, round, silo, records[silo], certified.get(silo)) for silo in run.silos),
@@ -209,7 +213,9 @@ def judge_round(run: Run, round: int) -> Done:
         metrics=tuple(metrics),
         roc=tuple(Curve(**row) for row in run.facts(f"{at}attack")["roc"]),
         curve=tuple(CurvePoint(**point) for point in learned["curve"]),
-        decision=gate.decide(metrics, recipe.gate, lessons=sum(aggregated["per_class"].values())),
+        decision=gate.decide(
+            metrics, recipe.gate, lessons=sum(aggregated["per_class"].values()), defended=recipe.defended
+        ),
         lessons_digest=aggregated["lessons_digest"],
         adapter_digest=learned["adapter_digest"],
         versions=custody.versions(),
@@ -232,6 +238,12 @@ def publish_student(run: Run, round: int) -> Done:
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _protection(recipe: Recipe) -> str:
+    if recipe.formal:
+        return FORMAL_PROTECTION
+    return PROTECTION if recipe.defended else UNDEFENDED
 
 
 def _comparison(run: Run) -> Comparison:

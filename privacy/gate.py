@@ -10,18 +10,19 @@ from tutelage.configs.records import GateDecision, Metric, RuleOutcome
 from tutelage.configs.schema import GateConfig, GateRule
 
 
-def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> GateDecision:
+def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int, defended: bool) -> GateDecision:
     """Whether a round's student may be published.
 
     Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included) or rests on fewer items
-    than the rule asks for, where any name was measured twice, and where there are no lessons or no rules. Where an ε is
-    certified, refuses also if an audit shows a larger one, or tried and could not measure. The order of metrics and of
+    than the rule asks for, where any name was measured twice, and where there are no lessons, no rules or nothing that
+    protects the records. Where an ε is certified, refuses also if an audit shows a larger one, or tried and could not measure. The order of metrics and of
     rules makes no difference.
 
     Args:
         metrics: Everything the round measured.
         config: The recipe's rules.
         lessons: How many lessons were released.
+        defended: Whether a screen or a formal mechanism stood between records and lessons (`Recipe.defended`).
 
     Returns:
         The decision, with one outcome for each standing condition and then one for each rule.
@@ -33,10 +34,20 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int) -> Ga
         _standing("released lessons >= 1", lessons, 1, lessons >= 1),
         _standing("gate rules >= 1", len(config.rules), 1, len(config.rules) >= 1),
         _standing("metrics measured twice <= 0", twice, 0, twice == 0),
+        *([] if defended else [_UNDEFENDED]),
         *_audits(by_name),
         *(_apply(rule, by_name, counts) for rule in config.rules),
     )
     return GateDecision(passed=all(outcome.passed for outcome in outcomes), outcomes=outcomes)
+
+
+_UNDEFENDED = RuleOutcome(
+    rule="copies of records are dropped, or ruled out by a formal mechanism",
+    observed=0,
+    threshold=1,
+    passed=False,
+    reason="screen.compare is off",
+)
 
 
 def rule_in_words(rule: GateRule) -> str:

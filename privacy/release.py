@@ -188,7 +188,8 @@ def release(
 
     Personal data is replaced first. Then a draft is dropped for the first of these that applies: `empty`,
     `too_short`, `duplicate_draft` (the same as, or a near-duplicate of, an earlier draft of its kind), and against
-    the silo's records `common_run`, `ngram_overlap`, `near_duplicate`, `semantic_neighbour`.
+    the silo's records, unless `screen.compare` is off, `common_run`, `ngram_overlap`, `near_duplicate`,
+    `semantic_neighbour`.
 
     Args:
         drafts: What the silo's teacher wrote.
@@ -217,7 +218,7 @@ def release(
     candidates, replaced = _scrub(drafts, scrubber, screen, public_completions)
     dropped: Counter[str] = Counter()
     candidates = _drop_poor(candidates, screen, dropped)
-    if candidates and records is not None:
+    if candidates and records is not None and screen.compare:
         index = OverlapIndex(
             records,
             ngram=screen.ngram,

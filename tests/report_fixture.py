@@ -225,7 +225,7 @@ def report(round: int = 1, **changes: Any) -> RoundReport:
         "topics_next": {"spam": 0.42, "ham": 0.58},
         "metrics": figures,
         "curve": tuple(curve),
-        "decision": decide(figures, GATE, lessons=96),
+        "decision": decide(figures, GATE, lessons=96, defended=True),
         "lessons_digest": digest(f"lessons {round}"),
         "adapter_digest": digest(f"adapter {round}"),
     }
@@ -236,7 +236,7 @@ def refused(round: int = 1) -> RoundReport:
     """A round whose gate refused: too low an accuracy, and a canary figure that could not be measured."""
     name = "canary.rank0_share"
     figures = tuple(missing_metric(name) if metric.name == name else metric for metric in metrics(77))
-    return report(round, decision=decide(figures, GATE, lessons=96), metrics=figures)
+    return report(round, decision=decide(figures, GATE, lessons=96, defended=True), metrics=figures)
 
 
 def formal(round: int = 1, rounds: int | None = None, **changes: Any) -> RoundReport:
@@ -250,7 +250,7 @@ def formal(round: int = 1, rounds: int | None = None, **changes: Any) -> RoundRe
         "certificates": certificates,
         "silos": tuple(silo(k).model_copy(update={"records": UNITS[k], **counts}) for k in range(4)),
         "metrics": figures,
-        "decision": decide(figures, FORMAL_GATE, lessons=96),
+        "decision": decide(figures, FORMAL_GATE, lessons=96, defended=True),
     }
     return report(round, **{**fields, **changes})
 

@@ -176,7 +176,7 @@ def test_a_memorised_set_is_flagged():
     assert result.member_ranks == (1, 1, 1, 1)
     assert len(result.out_ranks) == 4
     assert not any(metric.internal for metric in result.metrics)
-    assert not decide(result.metrics, GATE, lessons=1).passed
+    assert not decide(result.metrics, GATE, lessons=1, defended=True).passed
 
 
 @pytest.mark.parametrize("strength", [1.5, 3.0])
@@ -195,7 +195,7 @@ def test_false_alarms_of_the_test_and_of_the_gate():
     for seed in range(500):
         result = attack(make(seed, candidates=40), independent(seed), n_resamples=10)
         alarms += values(result.metrics)["canary.p_value"] < 0.05
-        refused += not decide(result.metrics, GATE, lessons=1).passed
+        refused += not decide(result.metrics, GATE, lessons=1, defended=True).passed
         ranks += result.member_ranks
     assert alarms / 500 <= 0.06
     assert refused / 500 <= 0.06
@@ -239,7 +239,7 @@ def test_one_side_only_leaves_nan(member):
     assert {name for name, measured in found.items() if not measured} == (
         missing if member else set(ATTACK_METRICS) - {"canary.exposure_out_mean"}
     )
-    assert decide(result.metrics, GATE, lessons=1).passed <= member
+    assert decide(result.metrics, GATE, lessons=1, defended=True).passed <= member
 
 
 def test_no_canaries_at_all():

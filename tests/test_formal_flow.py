@@ -334,6 +334,10 @@ def test_keys_of_screened_teachers_are_refused(mails: tuple[Path, list[str]], ti
     data["teach"]["keep_per_prompt"] = 3
     with pytest.raises(UserError, match=r"teach.keep_per_prompt is of use to screened teachers only"):
         parse_recipe(data)
+    del data["teach"]["keep_per_prompt"]
+    data["screen"] = {"compare": False}
+    with pytest.raises(UserError, match=r"screen.compare is of use to screened teachers only"):
+        parse_recipe(data)
 
 
 def test_a_delta_that_gives_records_away_is_refused(mails: tuple[Path, list[str]], tiny_model: Path) -> None:

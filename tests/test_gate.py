@@ -56,7 +56,7 @@ def holds(rule: GateRule, metrics: list[Metric]) -> bool:
 @settings(deadline=None)
 @given(METRICS, RULES)
 def test_passes_exactly_when_every_rule_holds(metrics, rules):
-    decision = decide(metrics, GateConfig(rules=rules), lessons=5)
+    decision = decide(metrics, GateConfig(rules=rules), lessons=5, defended=True)
     assert decision.passed == all(holds(rule, metrics) for rule in rules)
     assert [o.passed for o in decision.outcomes[-len(rules) :]] == [holds(rule, metrics) for rule in rules]
 
@@ -67,8 +67,8 @@ def test_order_is_irrelevant(metrics, rules, rng: random.Random):
     shuffled_metrics, shuffled_rules = list(metrics), list(rules)
     rng.shuffle(shuffled_metrics)
     rng.shuffle(shuffled_rules)
-    first = decide(metrics, GateConfig(rules=rules), lessons=1)
-    second = decide(shuffled_metrics, GateConfig(rules=tuple(shuffled_rules)), lessons=1)
+    first = decide(metrics, GateConfig(rules=rules), lessons=1, defended=True)
+    second = decide(shuffled_metrics, GateConfig(rules=tuple(shuffled_rules)), lessons=1, defended=True)
     assert first.passed == second.passed
     assert sorted(map(repr, first.outcomes)) == sorted(map(repr, second.outcomes))
 
@@ -94,7 +94,7 @@ def test_a_figure_that_a_rule_needs_and_that_is_not_there_refuses(metrics, rules
             broken.append(m.model_copy(update={"value": end, "ci_low": end, "ci_high": end}))
         elif fault == "twice":
             broken += [m, m]
-    decision = decide(broken, GateConfig(rules=rules), lessons=5)
+    decision = decide(broken, GateConfig(rules=rules), lessons=5, defended=True)
     assert not decision.passed
     outcome = decision.outcomes[3 + rules.index(rule)]
     assert (outcome.passed, outcome.observed) == (False, None)
@@ -108,7 +108,10 @@ def test_monotone_in_every_metric(metrics, rules, name, step):
     rules = tuple(r.model_copy(update={"op": ">=", "minus": None if r.minus == name else r.minus}) for r in rules)
     raised = [metric(m.name, m.value + step) if m.name == name else m for m in metrics]
     config = GateConfig(rules=rules)
-    assert decide(raised, config, lessons=1).passed >= decide(metrics, config, lessons=1).passed
+    assert (
+        decide(raised, config, lessons=1, defended=True).passed
+        >= decide(metrics, config, lessons=1, defended=True).passed
+    )
 
 
 PASSING = GateConfig(rules=(GateRule(metric="a", op=">=", value=0),))
@@ -116,19 +119,26 @@ PASSING = GateConfig(rules=(GateRule(metric="a", op=">=", value=0),))
 
 def test_standing_conditions():
     good = [metric("a", 1)]
-    assert decide(good, PASSING, lessons=1).passed
-    assert not decide(good, PASSING, lessons=0).passed
-    assert not decide(good, GateConfig.model_construct(rules=()), lessons=1).passed
+    assert decide(good, PASSING, lessons=1, defended=True).passed
+    assert not decide(good, PASSING, lessons=0, defended=True).passed
+    assert not decide(good, GateConfig.model_construct(rules=()), lessons=1, defended=True).passed
     # a name measured twice refuses even where no rule uses it
-    assert not decide([*good, metric("z", 1), metric("z", 1)], PASSING, lessons=1).passed
-    assert not decide([], PASSING, lessons=1).passed
+    assert not decide([*good, metric("z", 1), metric("z", 1)], PASSING, lessons=1, defended=True).passed
+    assert not decide([], PASSING, lessons=1, defended=True).passed
+
+
+def test_a_run_that_nothing_protected_never_passes():
+    decision = decide([metric("a", 1)], PASSING, lessons=1, defended=False)
+    assert not decision.passed
+    (refusal,) = (one for one in decision.outcomes if not one.passed)
+    assert "screen.compare" in refusal.reason
 
 
 def test_only_the_compared_bound_must_be_finite():
     single = metric("a", 1, -math.inf, math.inf)
-    assert decide([single], PASSING, lessons=1).passed
+    assert decide([single], PASSING, lessons=1, defended=True).passed
     on_bound = GateConfig(rules=(GateRule(metric="a", bound="ci_high", op=">=", value=0),))
-    assert not decide([single], on_bound, lessons=1).passed
+    assert not decide([single], on_bound, lessons=1, defended=True).passed
 
 
 @pytest.mark.parametrize("threshold", [math.nan, -math.inf])
@@ -136,17 +146,17 @@ def test_a_threshold_that_refuses_nothing_refuses(threshold):
     config = GateConfig(
         rules=(GateRule.model_construct(metric="a", bound="value", minus=None, op=">=", value=threshold),)
     )
-    assert not decide([metric("a", 1)], config, lessons=1).passed
+    assert not decide([metric("a", 1)], config, lessons=1, defended=True).passed
 
 
 def test_a_difference_too_large_for_a_float_refuses():
     config = GateConfig(rules=(GateRule(metric="a", minus="b", op=">=", value=0),))
-    assert not decide([metric("a", 1.7e308), metric("b", -1.7e308)], config, lessons=1).passed
+    assert not decide([metric("a", 1.7e308), metric("b", -1.7e308)], config, lessons=1, defended=True).passed
 
 
 def test_a_rule_in_words():
     config = GateConfig(rules=(GateRule(metric="a", bound="ci_low", minus="b", op=">=", value=0.05),))
-    outcome = decide([metric("a", 1, 0.75, 1), metric("b", 0.5)], config, lessons=1).outcomes[-1]
+    outcome = decide([metric("a", 1, 0.75, 1), metric("b", 0.5)], config, lessons=1, defended=True).outcomes[-1]
     assert outcome.rule == "a (ci_low) - b >= 0.05"
     assert outcome.reason == "0.25 meets >= 0.05"
     assert (outcome.observed, outcome.threshold) == (0.25, 0.05)
@@ -156,7 +166,7 @@ def test_too_few_items_refuse():
     seen = [metric("a", 1), metric("b", 1).model_copy(update={"n": 99})]
     for least, minus, passed in ((10, None, True), (11, None, False), (10, "b", True), (11, "b", False)):
         rule = GateRule(metric="a", minus=minus, op="<=", value=5, min_n=least)
-        decision = decide(seen, GateConfig(rules=(rule,)), lessons=1)
+        decision = decide(seen, GateConfig(rules=(rule,)), lessons=1, defended=True)
         assert decision.passed == passed
         if not passed:
             assert decision.outcomes[-1].observed is None
@@ -170,7 +180,7 @@ def test_an_audit_above_the_certified_epsilon_refuses_whatever_the_rules_are(nam
     for measured, claimed, passed in ((3.9, 4.0, True), (4.1, 4.0, False), (math.nan, 4.0, False), (9.0, None, True)):
         seen = [metric("a", 1), metric(name, measured, measured, math.inf)]
         seen += [] if claimed is None else [metric("epsilon.claimed", claimed, claimed, claimed)]
-        decision = decide(seen, config, lessons=1)
+        decision = decide(seen, config, lessons=1, defended=True)
         assert decision.passed == passed
         assert (f"{name} <= 4" in [one.rule for one in decision.outcomes]) == (claimed is not None)
 
@@ -179,7 +189,7 @@ def test_a_mechanism_that_does_not_clip_refuses():
     config = GateConfig(rules=(GateRule(metric="a", op="<=", value=5),))
     for ratio, passed in ((0.4, True), (1.0 + 1e-6, True), (1.01, False), (math.nan, False)):
         seen = [metric("a", 1), metric("epsilon.claimed", 4), metric("audit.mechanism.shift_ratio", ratio)]
-        assert decide(seen, config, lessons=1).passed == passed
+        assert decide(seen, config, lessons=1, defended=True).passed == passed
 
 
 @dataclass(frozen=True)
@@ -206,9 +216,11 @@ OVERLAP_RULES = GateConfig(
 def test_one_silo_with_one_copy_is_enough_to_refuse():
     clean = {"a": summarise([HARMLESS] * 5), "b": summarise([HARMLESS] * 5)}
     metrics = combine(clean)
-    assert decide(metrics, OVERLAP_RULES, lessons=5).passed
+    assert decide(metrics, OVERLAP_RULES, lessons=5, defended=True).passed
     assert all(m.internal and m.n == 5 for m in metrics)
-    decision = decide(combine({**clean, "b": summarise([HARMLESS] * 4 + [COPY])}), OVERLAP_RULES, lessons=5)
+    decision = decide(
+        combine({**clean, "b": summarise([HARMLESS] * 4 + [COPY])}), OVERLAP_RULES, lessons=5, defended=True
+    )
     assert not any(outcome.passed for outcome in decision.outcomes[3:])
 
 
@@ -236,5 +248,5 @@ def test_overlap_shares_are_upper_bounds():
 def test_overlap_that_was_not_fully_measured_refuses(summaries):
     metrics = combine(summaries)
     assert len(metrics) == 4
-    assert not decide(metrics, OVERLAP_RULES, lessons=1).passed
+    assert not decide(metrics, OVERLAP_RULES, lessons=1, defended=True).passed
     assert not any(m.measured for m in metrics if m.name in ("overlap.cosine_max", "overlap.near_duplicate_share"))

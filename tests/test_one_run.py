@@ -193,7 +193,7 @@ def test_what_the_metrics_say():
     assert all(metric.internal for metric in audit("a", member, member, DELTA, internal=True))
     for bound, passes in (("value", True), ("ci_high", False)):
         rule = GateRule(metric="audit.student.epsilon_low", bound=bound, op="<=", value=100)
-        assert decide([low, top], GateConfig(rules=(rule,)), lessons=1).passed is passes
+        assert decide([low, top], GateConfig(rules=(rule,)), lessons=1, defended=True).passed is passes
 
 
 @pytest.mark.parametrize("what", ["a NaN", "no member", "no non-member", "no canary"])

@@ -131,6 +131,13 @@ def test_the_same_drafts_pass_where_the_records_are_others(door: Callable[..., R
         assert door(*REASONS[reason], records=[PrivateRecord("x", PRINTER, "ham")]).dropped == {}
 
 
+def test_without_the_comparison_copies_leave_and_poor_drafts_still_do_not(door: Callable[..., Released]) -> None:
+    open_door = ScreenConfig(compare=False)
+    for reason in ("common_run", "ngram_overlap", "semantic_neighbour"):
+        assert len(door(*REASONS[reason], screen=open_door).lessons) == len(REASONS[reason])
+    assert door(*REASONS["empty"], screen=open_door).dropped == {"empty": 3}
+
+
 def test_a_teacher_that_copies_releases_nothing(door: Callable[..., Released]) -> None:
     copies = [draft(record.text) for record in RECORDS]
     swapped = RECORDS[1].text.replace("John Smith", "Mary Jones").replace("john.smith", "mj").replace("415", "212")

@@ -261,7 +261,7 @@ def test_the_scanner_and_contamination_are_shown_with_intervals() -> None:
 def test_what_was_taken_out_is_not_called_unmeasured() -> None:
     gate = GateConfig(rules=(GateRule(metric="overlap.longest_run_max", op="<=", value=3),))
     whole = REPORTS["attacked"][0]
-    whole = whole.model_copy(update={"decision": decide(whole.metrics, gate, lessons=96)})
+    whole = whole.model_copy(update={"decision": decide(whole.metrics, gate, lessons=96, defended=True)})
     page = soup([public_report(whole)])
     assert (
         "Longest run shared with a record must be at most 3 words. Its figure is internal and not in this version."
