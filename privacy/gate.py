@@ -15,8 +15,8 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int, defen
 
     Refuses where a rule's figure is missing, NaN or infinite (a NaN in its interval included) or rests on fewer items
     than the rule asks for, where any name was measured twice, and where there are no lessons, no rules or nothing that
-    protects the records. Where an ε is certified, refuses also if an audit shows a larger one, or tried and could not measure. The order of metrics and of
-    rules makes no difference.
+    protects the records. Where an ε is certified, refuses also if an audit shows a larger one, or tried and could not
+    measure. The order of metrics and of rules makes no difference.
 
     Args:
         metrics: Everything the round measured.
