@@ -102,6 +102,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, in order. Folders may come and go meanwhile: another stage may be at work."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent) / name for name in sorted(names))
+
+
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 """The name that `write_atomic` gives to a file until it is whole."""
 
@@ -174,7 +181,7 @@ class RunDir:
 
     def sweep(self) -> None:
         """Remove what `write_atomic` left in this folder when its process was killed."""
-        for path in self.root.rglob(".*.tmp"):
+        for path in files_below(self.root):
             named = _TEMPORARY.fullmatch(path.name)
             if named and not _runs(int(named[1])):
                 path.unlink(missing_ok=True)

@@ -55,6 +55,9 @@ RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set teach.temperature=0.8")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, max=64, help="Stages at once, a process each; every one holds its own models.")
+]
 
 
 @app.command()
@@ -149,6 +152,7 @@ def run(
     recipe: RecipePath,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/NAME.")] = None,
     overrides: Overrides = None,
+    jobs: Jobs = 1,
 ) -> None:
     """Run a recipe, or go on with the run that is in the folder."""
     from tutelage.configs.load import load_recipe
@@ -159,18 +163,18 @@ def run(
     _check_models(checked)
     root = run_dir or Path("runs") / checked.name
     with RunDir(root).locked():
-        _finish(create_run(checked, root))
+        _finish(create_run(checked, root), jobs)
 
 
 @app.command()
-def resume(run_dir: RunPath) -> None:
+def resume(run_dir: RunPath, jobs: Jobs = 1) -> None:
     """Go on with a run that was stopped; finished stages are not redone."""
     from tutelage.configs.store import RunDir
     from tutelage.flows.stage import open_run
 
     open_run(run_dir)
     with RunDir(run_dir).locked():
-        _finish(open_run(run_dir))
+        _finish(open_run(run_dir), jobs)
 
 
 @app.command(name="list")
@@ -391,14 +395,16 @@ def _check_models(recipe: Recipe) -> None:
         check_model(name)
 
 
-def _finish(run: Run) -> None:
+def _finish(run: Run, jobs: int) -> None:
     """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
     from tutelage.flows.distill import distill
     from tutelage.flows.server import start_embedded
+    from tutelage.flows.workers import working
 
     start_embedded()
-    passed = distill(str(run.dir.root.resolve()))
+    with working(jobs):
+        passed = distill(str(run.dir.root.resolve()))
     _show(run)
     if not all(passed.values()):
         raise typer.Exit(REFUSED)

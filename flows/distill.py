@@ -24,14 +24,13 @@ def distill(run_dir: str) -> dict[str, object]:
         Round -> whether its gate passed, as text keys.
     """
     prepared = stages.prepare(run_dir, after=[])
-    silos = sorted(prepared["facts"]["records"])
+    silos = sorted(prepared.facts["records"])
     indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}
 
-    tested = [attacks.check_scanner(run_dir, after=[]), attacks.probe_mechanism(run_dir, after=[prepared])]
+    tested = [attacks.check_scanner(run_dir, after=[prepared]), attacks.probe_mechanism(run_dir, after=[prepared])]
 
-    passed: dict[str, object] = {}
-    judged = prepared
-    for round in range(1, prepared["facts"]["rounds"] + 1):
+    rounds, judged = [], prepared
+    for round in range(1, prepared.facts["rounds"] + 1):
         # Each silo alone: its teacher writes, its screen decides what may leave.
         screened = []
         for silo in silos:
@@ -48,7 +47,7 @@ def distill(run_dir: str) -> dict[str, object]:
         measured = trials.measure(run_dir, round, after=[prepared, lessons, student])
         upper = trials.upper_line(run_dir, round, after=[prepared, lessons])
         brackets = []
-        for bracket in prepared["facts"]["brackets"]:
+        for bracket in prepared.facts["brackets"]:
             written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
             brackets.append(trials.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
         own = attacks.auxiliary(run_dir, round, after=[lessons])
@@ -58,6 +57,7 @@ def distill(run_dir: str) -> dict[str, object]:
 
         found = [*tested, measured, upper, *brackets, attacked, seen, *certified, *audits]
         judged = trials.judge_round(run_dir, round, after=found)
-        trials.publish_student(run_dir, round, after=[student, judged])
-        passed[str(round)] = judged["facts"]["passed"]
-    return passed
+        published = trials.publish_student(run_dir, round, after=[student, judged])
+        rounds.append((judged, published))
+    [published.manifest for _, published in rounds]
+    return {str(round): judged.facts["passed"] for round, (judged, _) in enumerate(rounds, 1)}

@@ -3,13 +3,14 @@
 The one record of what is complete is the stage's manifest (see configs/store.py): it carries the digests of
 the stage's files and is checked against them before every reuse. Before it is written, the stage's statement goes into
 the run's custody log (privacy/custody.py): a manifest that the log doesn't know counts for nothing. So Prefect neither
-caches nor stores results; it schedules, shows and logs. A task gets a run folder, a round, a silo's name and digests,
+caches nor stores results; it schedules, shows and logs. A task gets a run folder, a round, a silo's name and manifests,
 never a text.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shutil
 import sys
@@ -22,11 +23,13 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
 from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, manifest_digest, write_atomic
+from tutelage.flows import workers
 from tutelage.privacy import custody
 
 Manifest = dict[str, Any]
@@ -107,39 +110,81 @@ def open_run(root: Path) -> Run:
     return Run(directory, parse_recipe(recipe, root / "run.json"), run_id)
 
 
-def stage(version: int) -> Callable[[Body], Callable[..., Manifest]]:
+class Pending:
+    """A stage that was asked for: finished, or at work in another process."""
+
+    def __init__(self, made: Manifest | PrefectFuture[Manifest]) -> None:
+        self.made = made
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest, as soon as it is finished.
+
+        Raises:
+            Exception: what it ended with.
+        """
+        if not isinstance(self.made, dict):
+            try:
+                self.made = self.made.result()
+            except Exception as error:
+                pool = workers.active()
+                raise (pool and pool.failure) or error from None
+        return self.made
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts that it committed."""
+        facts: dict[str, Any] = self.manifest["facts"]
+        return facts
+
+
+def stage(version: int) -> Callable[[Body], Callable[..., Pending]]:
     """Make a stage of a function `body(run, *where) -> (files, facts)`.
 
     Args:
         version: Part of the stage's key: raise it when the same inputs would give another result.
 
     Returns:
-        A decorator. The stage is called as `stage(run_dir, *where, after=[manifests])` and returns its manifest:
-        the one on disk if it is complete and was made from the same inputs, else a new one.
+        A decorator. The stage is called as `stage(run_dir, *where, after=[stages])`, and comes to its manifest: the
+        one on disk if it is complete and was made from the same inputs, else a new one. It is finished when the call
+        returns, unless there are workers (flows/workers.py): then it begins when those it comes after are.
     """
 
-    def decorate(body: Body) -> Callable[..., Manifest]:
-        def commit(run_dir: str, name: str, where: list[int | str], after: list[list[str]]) -> Manifest:
-            try:
-                return _commit(body, version, open_run(Path(run_dir)), name, where, after)
-            except (UserError, PrivacyError):
-                raise
-            except Exception as error:
-                if disk_is_full(error):
-                    raise UserError("the disk is full", file=run_dir, remedy="free some space, then resume") from None
-                raise _sealed(error, Path(run_dir), name) from None
+    def decorate(body: Body) -> Callable[..., Pending]:
+        def commit(run_dir: str, name: str, where: list[int | str], after: list[Manifest]) -> Manifest:
+            came_from = [[manifest["stage"], manifest_digest(manifest)] for manifest in after]
+            task = (body.__module__, body.__name__, version, run_dir, name, where, came_from)
+            pool = workers.active()
+            return pool.run(_attempt, *task) if pool else _attempt(*task)
 
         prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)
 
         @functools.wraps(body)
-        def call(run_dir: str, *where: int | str, after: list[Manifest]) -> Manifest:
+        def call(run_dir: str, *where: int | str, after: list[Pending]) -> Pending:
             name = stage_name(body.__name__, *where)
-            came_from = [[manifest["stage"], manifest_digest(manifest)] for manifest in after]
-            return prefect_task.with_options(task_run_name=name)(run_dir, name, list(where), came_from)
+            named = prefect_task.with_options(task_run_name=name)
+            do = named.submit if workers.active() else named
+            made: list[Any] = [one.made for one in after]  # Prefect waits for those that are not made yet
+            return Pending(do(run_dir, name, list(where), made))
 
         return call
 
     return decorate
+
+
+def _attempt(
+    module: str, function: str, version: int, run_dir: str, name: str, where: list[int | str], after: list[list[str]]
+) -> Manifest:
+    """Commit the stage of that function, found by name: a worker is told no more. No error leaves it unsealed."""
+    body = getattr(importlib.import_module(module), function).__wrapped__
+    try:
+        return _commit(body, version, open_run(Path(run_dir)), name, where, after)
+    except (UserError, PrivacyError) as error:
+        raise error.with_traceback(None) from None  # what caused it may quote a record
+    except Exception as error:
+        if disk_is_full(error):
+            raise UserError("the disk is full", file=run_dir, remedy="free some space, then resume") from None
+        raise _sealed(error, Path(run_dir), name) from None
 
 
 def by_hand(run: Run, name: str, body: Body, *where: int | str, after: list[str]) -> Manifest:
@@ -182,23 +227,23 @@ def _commit(body: Body, version: int, run: Run, name: str, where: list[int | str
         _say(f"  {name:<28} done before")
         return manifest
     _say(f"  {name:<28} ...")
-    vault = log.vault_files()
-    started = time.monotonic()
-    files, facts = body(run, *where)
-    seconds = time.monotonic() - started
+    with log.at_work() as begun:
+        started = time.monotonic()
+        files, facts = body(run, *where)
+        seconds = time.monotonic() - started
 
-    def witness(manifest: Manifest, sha256: str) -> None:
-        log.add_stage(
-            manifest,
-            sha256,
-            version=version,
-            run_id=run.id,
-            recipe_digest=digest(recipe),
-            materials=[(stage, made) for stage, made in after],
-            before=vault,
-        )
+        def witness(manifest: Manifest, sha256: str) -> None:
+            log.add_stage(
+                manifest,
+                sha256,
+                version=version,
+                run_id=run.id,
+                recipe_digest=digest(recipe),
+                materials=[(stage, made) for stage, made in after],
+                begun=begun,
+            )
 
-    manifest = run.dir.commit(name, key, files, facts, seconds, witness)
+        manifest = run.dir.commit(name, key, files, facts, seconds, witness)
     _say(f"  {name:<28} {seconds:6.1f} s")
     return manifest
 

@@ -29,12 +29,13 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.store import disk_is_full, file_digest, manifest_digest, write_atomic
+from tutelage.configs.store import disk_is_full, file_digest, files_below, manifest_digest, write_atomic
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.statements import (
     BEGUN,
@@ -60,6 +61,19 @@ ERRORS = "vault/errors/"
 
 Seen = Mapping[str, tuple[int, int]]
 """File, named from the run's folder -> size (bytes) and time of change (ns)."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How a stage found the run when it began."""
+
+    vault: Seen
+    """Every file of the vault."""
+    lines: int
+    """Whole lines of the log."""
+    at_work: int
+    """A descriptor that holds the vault's lock, shared by all stages at work."""
+
 
 _LIBRARIES = (
     "tutelage", "cryptography", "dp-accounting", "mimesis", "numpy", "peft", "phonenumbers", "prefect", "scikit-learn",
@@ -92,14 +106,26 @@ class Custody:
             found = Tags.of(key).file(name, file_digest(self.root / name))
             return statement is not None and statement.subjects.get(name) == found
 
-    def vault_files(self) -> Seen:
-        """Every file of the vault. Ask before a stage begins."""
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[Begun]:
+        """What a stage must know of the moment it begins. Hold this until it is stated."""
+        at_work = os.open(self.root / "vault", os.O_RDONLY)
+        try:
+            fcntl.flock(at_work, fcntl.LOCK_SH)
+            lines = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+            yield Begun(self._vault_files(), lines, at_work)
+        finally:
+            os.close(at_work)
+
+    def _vault_files(self) -> Seen:
         found = {}
-        for path in sorted((self.root / "vault").rglob("*")):
+        for path in files_below(self.root / "vault"):
             name = path.relative_to(self.root).as_posix()
             named = not any("\ud800" <= letter <= "\udfff" for letter in name)  # else no JSON can name it
-            if path.is_file() and name != KEY and named and not name.startswith(ERRORS):
-                found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+            if name != KEY and named and not name.startswith(ERRORS):
+                with contextlib.suppress(FileNotFoundError):  # another stage's, for a moment
+                    if path.is_file():
+                        found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
         return found
 
     def add_stage(
@@ -111,7 +137,7 @@ class Custody:
         run_id: str,
         recipe_digest: str,
         materials: Sequence[tuple[str, str]],
-        before: Seen,
+        begun: Begun,
     ) -> None:
         """State what a stage left, and be sure that it is on the disk. Call before its manifest is written.
 
@@ -122,7 +148,7 @@ class Custody:
             run_id: The run's.
             recipe_digest: sha256 (hex) of the recipe.
             materials: Stages it came from, each with its `manifest_digest`.
-            before: `vault_files` when it began.
+            begun: From `at_work`.
 
         Raises:
             UserError: the log is damaged, or the disk is full.
@@ -133,15 +159,20 @@ class Custody:
         with self._held() as (stream, chain, key):
             if chain.statements[0].run_id != run_id:
                 raise self._damaged(1, "is of another run")
-            tags, after = Tags.of(key), self.vault_files()
+            tags, before = Tags.of(key), begun.vault
+            alone = _alone(begun.at_work)
+            after = self._vault_files()
             files = {**manifest["files"], _manifest(stage): sha256}
-            others = {name for name, by in chain.answers().items() if by.name != stage}
+            others = {name: by.number for name, by in chain.answers().items() if by.name != stage}
+
+            def left_by_it(name: str) -> bool:
+                # A new file may be that of a stage still at work. Nothing is lost: whichever ends alone answers for it.
+                if name not in others:
+                    return alone
+                return after[name] != before.get(name) and others[name] <= begun.lines
+
             # Journals and the like: its own, which are no results of it, or what a killed attempt left.
-            beside = [
-                name
-                for name, seen in after.items()
-                if name not in files and (name not in others or seen != before.get(name))
-            ]
+            beside = [name for name in after if name not in files and left_by_it(name)]
             files |= {name: file_digest(self.root / name) for name in beside}
             predicate = {
                 "version": version,
@@ -231,6 +262,15 @@ class Custody:
 
     def _damaged(self, row: int, problem: str) -> UserError:
         return UserError(f"this line of the custody log {problem}", file=self.path, row=row, remedy=_REMEDY)
+
+
+def _alone(at_work: int) -> bool:
+    """Whether no other stage is at work. The vault is this process's alone from then on, until it closes it."""
+    try:
+        fcntl.flock(at_work, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _manifest(stage: str) -> str:

@@ -16,7 +16,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -603,6 +605,44 @@ def test_files_that_a_later_stage_removes_or_goes_on_with(root: Path) -> None:
     assert findings(root) == []
     checkpoint.write_text("x")
     assert found(root) == {("added", "vault/round-1/adapter.checkpoint")}
+
+
+def test_stages_at_work_side_by_side_answer_for_their_own_files(tmp_path: Path) -> None:
+    """A journal is claimed by whichever stage ends alone: not while it may still be written, and it is not lost."""
+    root = tmp_path / "runs" / "one"
+    begun(root)
+    prepared = do(root, prepare, after=[])
+    wrote, go = threading.Event(), threading.Event()
+
+    def slow(run: Run, round: int, silo: str) -> tuple[list[Path], dict[str, Any]]:
+        written = teach(run, round, silo)
+        wrote.set()
+        assert go.wait(30)
+        with (run.dir.silo(silo) / f"round-{round}" / "written.jsonl").open("a") as journal:
+            journal.write('"more"\n')
+        return written
+
+    slow.__name__ = "teach"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(do, root, slow, 1, "silo-0", after=[prepared])
+        assert wrote.wait(30)
+        do(root, teach, 1, "silo-1", after=[prepared])
+        [named] = [payload(line) for line in log_lines(root)[-1:]]
+        assert named["predicate"]["beside"] == []
+        assert {one["name"] for one in named["subject"]} == {
+            "vault/silos/silo-1/round-1/drafts.jsonl",
+            "stages/round-1/teach-silo-1.json",
+        }
+        go.set()
+        first.result()
+    assert payload(log_lines(root)[-1])["predicate"]["beside"] == [
+        f"vault/silos/{silo}/round-1/written.jsonl" for silo in SILOS
+    ]
+    go_on(root)
+    (root / "lock").touch()
+    assert findings(root) == []
+    (root / "vault/silos/silo-1/round-1/written.jsonl").write_text("changed")
+    assert found(root) == {("changed", "vault/silos/silo-1/round-1/written.jsonl")}
 
 
 def test_the_pages_are_signed_once_and_before_they_are_written(root: Path) -> None:

@@ -41,10 +41,13 @@ def formal_recipe(path: Path, model: Path, privacy: dict[str, Any], **changes: A
 def formal_run(
     mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """One round at ε = 4 with both brackets, killed in the midst of teaching and resumed: its folder, what it said."""
+    """One round at ε = 4 with both brackets by two workers, killed in the midst of teaching and resumed.
+
+    Its folder, and what it said.
+    """
     folder = tmp_path_factory.mktemp("formal")
     recipe = write_recipe(folder, formal_recipe(mails[0], tiny_model, PRIVATE))
-    process = start("own", "run", str(recipe), "--run-dir", str(folder / "run"), output=folder / "said")
+    process = start("own", "run", str(recipe), "--jobs", "2", "--run-dir", str(folder / "run"), output=folder / "said")
     for line in printed(process, folder / "said"):
         if line.split() == ["round-1/teach-silo-0", "..."]:
             while process.is_alive() and not list((folder / "run" / "vault").rglob("written.jsonl")):
@@ -52,7 +55,7 @@ def formal_run(
             process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    code, said = drive("own", "resume", str(folder / "run"), output=folder / "said-2")
+    code, said = drive("own", "resume", "--jobs", "2", str(folder / "run"), output=folder / "said-2")
     assert code == 0, said[-2000:]
     return folder / "run", said
 
@@ -161,6 +164,19 @@ def test_a_second_run_on_the_same_records_is_refused(
     assert not list((run.dir.root / "vault").rglob("written*.jsonl")), "nothing was generated"
     [charged] = [row for row in accounts(copied.parent) if any("in ledger" in one["what"] for one in row["spends"])]
     assert len(charged["spends"]) == 2, "charged with what both old silos had spent, and with nothing else"
+
+
+@pytest.mark.slow
+def test_workers_that_are_refused_say_so(
+    copied: Path, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    """What one stage ends with is what is said, though others wait for it and others are at work."""
+    recipe = write_recipe(tmp_path, formal_recipe(mails[0], tiny_model, PRIVATE, seed=7))
+    other = str(copied.parent / "other")
+    code, said = drive("own", "run", str(recipe), "--jobs", "2", "--run-dir", other, output=tmp_path / "said")
+    assert code == 2, said[-2000:]
+    assert "of 4, 0" in said
+    assert "Traceback" not in said
 
 
 def test_the_run_was_killed_while_teaching_and_spent_nothing_twice(formal_run: tuple[Path, str]) -> None:

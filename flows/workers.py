@@ -1,0 +1,123 @@
+"""Several stages at once, each in a process of its own: `tutelage run --jobs N`.
+
+Silos are apart from each other, and so are most of what is measured of a student; on a few cores two processes of one
+thread each do more than one of two. What a worker is given is a stage's name, a run folder and digests; what it gives
+back is the stage's manifest. It lives no longer than this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from tutelage.configs.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A few processes that run functions for this one.
+
+    Args:
+        jobs: How many. The processor's threads are dealt out among them.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        alive, self._life = spawn.Pipe(duplex=False)
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(alive, threads))
+        self.failure: Exception | None = None
+        """What the first function ended with that raised. What waits for it ends with an error of Prefect's own."""
+
+    def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a module's function in the next process that is free, and wait for it. If it raises, nothing goes on.
+
+        Raises:
+            UserError: the process was killed, by the system for want of memory, most likely.
+            Exception: what the function raised.
+        """
+        try:
+            return self._pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            self.failure = self.failure or UserError(
+                "a worker process was killed, most likely for want of memory",
+                key="--jobs",
+                remedy="`tutelage resume RUN` with fewer; what is finished stays",
+            )
+            raise self.failure from None
+        except Exception as error:
+            self.failure = self.failure or error
+            self._life.close()
+            raise
+
+    def stop(self) -> None:
+        """End the processes at once, whatever they are at: a stage is made to be killed anywhere."""
+        self._life.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Wait for what is running, then end the processes."""
+        self._pool.shutdown()
+        self._life.close()
+
+
+_active: Workers | None = None
+
+
+def active() -> Workers | None:
+    """The workers that stages go to; None: they run in this process, one after the other."""
+    return _active
+
+
+@contextlib.contextmanager
+def working(jobs: int) -> Iterator[None]:
+    """Send stages to so many processes meanwhile; one means none beside this."""
+    global _active
+    if jobs == 1:
+        yield
+        return
+    _active = Workers(jobs)
+    try:
+        yield
+    except BaseException:
+        _active.stop()
+        raise
+    else:
+        _active.close()
+    finally:
+        _active = None
+
+
+def _begin(alive: Connection, threads: int) -> None:
+    """Set up a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
+    threading.Thread(target=_die_with, args=(alive,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported later
+    # Bars of several processes would write over each other.
+    sys.stderr = _NoTerminal(os.fdopen(os.dup(2), "wb"), errors="replace", line_buffering=True)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _die_with(alive: Connection) -> None:
+    """End this process when nobody holds the other end any more, so also if its parent was killed."""
+    with contextlib.suppress(EOFError, OSError):
+        alive.recv_bytes()
+    os._exit(1)
+
+
+class _NoTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return False

@@ -1,0 +1,74 @@
+"""Stages in processes of their own: what they raise, and that none outlives the one that asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tutelage.configs.errors import UserError
+from tutelage.flows import workers
+
+ASKS = """
+import sys, time
+from tutelage.flows.workers import working, active
+if __name__ == "__main__":
+    with working(2):
+        print(active().run(__import__("os").getpid), flush=True)
+        active().run(time.sleep, 600)
+"""
+
+
+def killed() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def refuses(value: str) -> None:
+    raise UserError("it is wrong", key=value, remedy="mend it")
+
+
+def test_what_a_function_gives_and_what_it_raises() -> None:
+    with workers.working(2):
+        pool = workers.active()
+        assert pool is not None
+        assert pool.run(os.getpid) != os.getpid()
+        with pytest.raises(UserError, match="it is wrong") as caught:
+            pool.run(refuses, "data.silos")
+        assert (caught.value.key, caught.value.remedy) == ("data.silos", "mend it")
+        with pytest.raises(UserError, match="it is wrong"):
+            pool.run(os.getpid)  # what was at work is ended, and this says why
+    assert workers.active() is None
+
+
+def test_a_worker_that_was_killed_is_the_users_to_know() -> None:
+    with workers.working(2):
+        pool = workers.active()
+        assert pool is not None
+        with pytest.raises(UserError, match="want of memory") as caught:
+            pool.run(killed)
+        assert "fewer" in (caught.value.remedy or "")
+
+
+def test_one_job_is_no_process() -> None:
+    with workers.working(1):
+        assert workers.active() is None
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_no_worker_outlives_its_parent(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "asks.py"
+    script.write_text(ASKS)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        time.sleep(0.5)  # it sleeps in a worker now
+        others = psutil.Process(parent.pid).children(recursive=True)
+        assert others
+        parent.send_signal(9 if how == "kill" else 2)
+        parent.wait(20)
+    assert not psutil.wait_procs(others, timeout=20)[1]
