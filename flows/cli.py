@@ -400,11 +400,9 @@ def _finish(run: Run, jobs: int) -> None:
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
     from tutelage.flows.distill import distill
     from tutelage.flows.server import start_embedded
-    from tutelage.flows.workers import working
 
     start_embedded()
-    with working(jobs):
-        passed = distill(str(run.dir.root.resolve()))
+    passed = distill(str(run.dir.root.resolve()), jobs)
     _show(run)
     if not all(passed.values()):
         raise typer.Exit(REFUSED)

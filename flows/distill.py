@@ -2,8 +2,8 @@
 
     Silo -> Draft -> Lesson -> Adapter -> RoundReport -> GateDecision -> registry
 
-Read this file first. Each call is a stage of flows/stages.py, trials.py or attacks.py, and returns at once if it is
-complete.
+Read this file first. Each call in `run_rounds` is a stage of flows/stages.py, trials.py or attacks.py, and returns at
+once if it is complete.
 """
 
 from __future__ import annotations
@@ -11,18 +11,26 @@ from __future__ import annotations
 from prefect import flow
 
 from tutelage.flows import attacks, stages, trials
+from tutelage.flows.workers import working
 
 
 @flow(name="distill", persist_result=False, log_prints=False, retries=0)
-def distill(run_dir: str) -> dict[str, object]:
+def distill(run_dir: str, jobs: int = 1) -> dict[str, object]:
     """Run every round of the recipe in a run folder, or go on where an earlier attempt stopped.
 
     Args:
         run_dir: A folder made by `stage.create_run`. Prefect stores this path and nothing else of the run.
+        jobs: Stages at once.
 
     Returns:
         Round -> whether its gate passed, as text keys.
     """
+    with working(jobs):
+        return run_rounds(run_dir)
+
+
+def run_rounds(run_dir: str) -> dict[str, object]:
+    """All rounds. With workers a stage begins as soon as those in its `after` are finished."""
     prepared = stages.prepare(run_dir, after=[])
     silos = sorted(prepared.facts["records"])
     indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}

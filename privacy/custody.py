@@ -9,6 +9,9 @@ manifest has its statement; one that has none, or another, was not written by a 
 statement without its manifest, or a line that was cut short, is of a stage that is done again: its next statement takes
 the former's place, and the former, if it was whole, stays in the log.
 
+Stages may be at work side by side. Each states what it returned; what else is new in the vault, journals and the like,
+is stated by whichever stage ends while no other is at work.
+
 Every line holds the sha256 of the line before it, so the last one's, the log's head, stands for the whole log.
 
 The log holds names, counts and digests, and no text; it may be passed on with release/. What lies elsewhere is named by

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from drive import drive, printed, start
 from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
@@ -177,6 +180,25 @@ def test_workers_that_are_refused_say_so(
     assert code == 2, said[-2000:]
     assert "of 4, 0" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_workers_at_once(mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, formal_recipe(mails[0], tiny_model, PRIVATE))
+    process = start(
+        "own", "run", str(recipe), "--jobs", "2", "--run-dir", str(tmp_path / "run"), output=tmp_path / "said"
+    )
+    for line in printed(process, tmp_path / "said"):
+        if line.split() == ["index-silo-1", "..."]:
+            assert process.pid is not None
+            below = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, signal.SIGINT)
+            asked = time.monotonic()
+    process.join(60)
+    assert process.exitcode == 130
+    assert time.monotonic() - asked < 20
+    assert "interrupted" in (tmp_path / "said").read_text()
+    assert not psutil.wait_procs(below, timeout=20)[1]
 
 
 def test_the_run_was_killed_while_teaching_and_spent_nothing_twice(formal_run: tuple[Path, str]) -> None:
