@@ -1,7 +1,7 @@
 """The chain of custody: every file answered for, whatever is killed; every change found, and said where it came from.
 
-Most of it runs on a small run whose stages write a few lines each, by the real stage machinery; what the real stages
-write is checked once, on a real round.
+All of it runs on a small run whose stages write a few lines each, by the real stage machinery; what the real stages
+write is checked in test_flow.py, on a real run.
 """
 
 from __future__ import annotations
@@ -17,32 +17,29 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import PREFECT_HOME
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from doubles import HonestTeacher
-from small_run import call, files_below, recipe_for, write_recipe
+from small_run import call, files_below, recipe_for
+from tampering import findings, flips, found, log_lines, named, payload
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.records import Certificate
 from tutelage.configs.store import canonical_json, digest, file_digest, manifest_digest, write_atomic, write_jsonl
-from tutelage.flows import stages
 from tutelage.flows.stage import Manifest, Run, _commit, create_run, open_run, stage_name
 from tutelage.flows.verify import as_json, verify_run
 from tutelage.privacy import certificate, release, statements
 from tutelage.privacy.custody import KEY, LOG, PUBLIC_KEY, Custody
-from tutelage.privacy.custody_check import Checked, Finding
+from tutelage.privacy.custody_check import Finding
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.ledger import Ledger, Terms
 from tutelage.privacy.release import LessonSet
-from tutelage.students import publish
 
 SILOS = ("silo-0", "silo-1")
 SECRET = "zq7Secret"
@@ -122,23 +119,6 @@ def root(tmp_path: Path) -> Path:
 
 def begun(root: Path) -> Run:
     return create_run(parse_recipe(recipe_for(Path("/mails.jsonl"), Path("/model"))), root)
-
-
-def findings(root: Path, **options: Any) -> list[Finding]:
-    return verify_run(root, **options).findings
-
-
-def found(root: Path, **options: Any) -> set[tuple[str, str]]:
-    return {(one.kind, one.where) for one in findings(root, **options)}
-
-
-def log_lines(root: Path) -> list[bytes]:
-    return (root / LOG).read_bytes().splitlines(keepends=True)
-
-
-def payload(line: bytes) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(base64.b64decode(json.loads(line)["payload"]))
-    return loaded
 
 
 # ---- what is written --------------------------------------------------------------------------------------------
@@ -284,24 +264,6 @@ def test_the_lock_must_be_empty_and_tracebacks_are_noted(root: Path) -> None:
     assert checked.notes == ["not covered: vault/errors/prepare.log, what happened when a stage failed"]
     (root / "lock").write_text("x")
     assert found(root) == {("added", "lock")}
-
-
-def flips(
-    root: Path, places: list[tuple[Path, int]], draw: random.Random, **options: Any
-) -> Iterator[tuple[str, Checked]]:
-    """Each place with one bit of it changed, and put back."""
-    for path, at in places:
-        good = path.read_bytes()
-        path.write_bytes(good[:at] + bytes([good[at] ^ (1 << draw.randrange(8))]) + good[at + 1 :])
-        try:
-            yield str(path.relative_to(root)), verify_run(root, **options)
-        finally:
-            path.write_bytes(good)
-
-
-def named(name: str, checked: Checked) -> bool:
-    """Whether what was found is that file, or a line of it."""
-    return any(one.where == name or one.where.startswith(f"{name}, line") for one in checked.findings)
 
 
 def test_every_bit_of_a_line_counts(root: Path) -> None:
@@ -820,77 +782,3 @@ print("heavy:", sorted({heavy!r} & set(sys.modules)))
     assert "(50.0 MB)" in done.stdout
     # of the processor: a loaded machine is no failure
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 2
-
-
-# ---- a real round -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real_run(mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One round with an honest teacher, published."""
-    folder = tmp_path_factory.mktemp("custody")
-    quick = {"originals": False, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
-    recipe = write_recipe(folder, recipe_for(mails[0], tiny_model, measure=quick))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
-        assert call(patch, "run", str(recipe), "--run-dir", str(folder / "run")) == 0
-    return folder / "run"
-
-
-def test_two_hundred_bits_of_a_real_run(real_run: Path) -> None:
-    """Half of the places by file, half by byte: else the largest file would have nearly all."""
-    checked = verify_run(real_run)
-    assert (checked.findings, checked.notes) == ([], [])
-    draw = random.Random()
-    files = [path for path in files_below(real_run) if path.stat().st_size]
-    assert {"vault", "release", "stages", "run.json", LOG} <= {path.relative_to(real_run).parts[0] for path in files}
-    by_file = [draw.choice(files) for _ in range(100)]
-    by_byte = draw.choices(files, [path.stat().st_size for path in files], k=100)
-    places = [(path, draw.randrange(path.stat().st_size)) for path in [*by_file, *by_byte]]
-    missed = [
-        (name, places[i]) for i, (name, found) in enumerate(flips(real_run, places, draw)) if not named(name, found)
-    ]
-    assert missed == []
-    assert findings(real_run) == []
-
-
-def test_a_real_run_keeps_its_log_and_its_texts(real_run: Path, mails: tuple[Path, list[str]]) -> None:
-    texts = b"".join(canonical_json(payload(line)).encode() for line in log_lines(real_run))
-    assert not [secret for secret in mails[1] if secret.encode() in texts]
-    searched = [path.read_bytes() for path in files_below(PREFECT_HOME)]
-    assert not [secret for secret in mails[1] if any(secret.encode() in data for data in searched)]
-
-
-def test_what_was_published_is_what_was_judged(real_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(real_run.parent, tmp_path / "runs")
-    root = tmp_path / "runs" / "run"
-    version = tmp_path / "runs" / "registry" / "small" / "v1"
-    assert findings(root) == []
-    for path in [*files_below(version), version.parent / "index.json"]:
-        good = path.read_bytes()
-        path.write_bytes(good[:-2] + b"~" + good[-1:])
-        assert {kind for kind, _ in found(root)} == {"registry"}, path.name
-        path.write_bytes(good)
-    assert findings(root) == []
-    # the same student, published by hand
-    shutil.copytree(version, version.with_name("v2"))
-    publish._write_index(version.parent)
-    assert findings(root) == []
-    weights = version.with_name("v2") / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"~")
-    publish._write_index(version.parent)
-    assert found(root) == {("registry", "registry/small/v2")}
-    shutil.rmtree(weights.parent)
-    shutil.rmtree(version)
-    publish._write_index(version.parent)
-    assert found(root) == {("registry", "registry/small/v1")}
-    shutil.rmtree(version.parent.parent)
-    assert findings(root) == []
-    assert "not checked: the student that round-1/publish_student published" in verify_run(root).notes[0]
-
-
-def test_showing_a_report_changes_nothing(real_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (real_run / LOG).read_bytes()
-    assert call(monkeypatch, "report", str(real_run)) == 0
-    assert (real_run / LOG).read_bytes() == before
-    assert findings(real_run) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,12 +19,17 @@ from conftest import PREFECT_HOME
 from doubles import CopyingTeacher, HonestTeacher
 from drive import drive, printed, start
 from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
+from tampering import findings, flips, found, log_lines, named, payload
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
+from tutelage.configs.store import canonical_json
 from tutelage.flows import layout, stages
 from tutelage.flows.stage import create_run, open_run, release_digests
+from tutelage.flows.verify import verify_run
+from tutelage.privacy.custody import LOG
 from tutelage.privacy.release import LessonSet
+from tutelage.students import publish
 
 
 @pytest.fixture(scope="session")
@@ -158,8 +164,6 @@ def kill_and_resume(
     data: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[str, ...] | None
 ) -> None:
     """Prepare once, copy the folder, run one copy through, kill the other in each of `stops` (None: in all)."""
-    import shutil
-
     monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
     quick = {"originals": stops is None, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
     recipe = parse_recipe(recipe_for(data, model, measure=quick))
@@ -212,8 +216,6 @@ def test_a_finished_run_is_not_redone(
 def test_a_changed_file_is_noticed_and_made_again(
     honest_run: tuple[Path, int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
 
     root = tmp_path / "run"
@@ -266,3 +268,69 @@ def test_the_released_set_opens_with_datasets(honest_run: tuple[Path, int, str],
     file = honest_run[0] / "release" / "round-1" / "lessons.jsonl"
     rows = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
     assert set(rows["completion"]) == {"spam", "ham"}
+
+
+# ---- its chain of custody -----------------------------------------------------------------------------------------
+
+
+def test_two_hundred_bits_of_a_real_run(honest_run: tuple[Path, int, str]) -> None:
+    """Half of the places by file, half by byte: else the largest file would have nearly all."""
+    root, _, _ = honest_run
+    checked = verify_run(root)
+    assert (checked.findings, checked.notes) == ([], [])
+    draw = random.Random()
+    files = [path for path in files_below(root) if path.stat().st_size]
+    assert {"vault", "release", "stages", "run.json", LOG} <= {path.relative_to(root).parts[0] for path in files}
+    by_file = [draw.choice(files) for _ in range(100)]
+    by_byte = draw.choices(files, [path.stat().st_size for path in files], k=100)
+    places = [(path, draw.randrange(path.stat().st_size)) for path in [*by_file, *by_byte]]
+    missed = [
+        (name, places[i]) for i, (name, checked) in enumerate(flips(root, places, draw)) if not named(name, checked)
+    ]
+    assert missed == []
+    assert findings(root) == []
+
+
+def test_a_real_run_keeps_its_log_and_its_texts(
+    honest_run: tuple[Path, int, str], mails: tuple[Path, list[str]]
+) -> None:
+    texts = b"".join(canonical_json(payload(line)).encode() for line in log_lines(honest_run[0]))
+    assert not [secret for secret in mails[1] if secret.encode() in texts]
+    searched = [path.read_bytes() for path in files_below(PREFECT_HOME)]
+    assert not [secret for secret in mails[1] if any(secret.encode() in data for data in searched)]
+
+
+def test_what_was_published_is_what_was_judged(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+    shutil.copytree(honest_run[0].parent, tmp_path / "runs")
+    root = tmp_path / "runs" / "run"
+    version = tmp_path / "runs" / "registry" / "small" / "v2"
+    assert findings(root) == []
+    for path in [*files_below(version), version.parent / "index.json"]:
+        good = path.read_bytes()
+        path.write_bytes(good[:-2] + b"~" + good[-1:])
+        assert {kind for kind, _ in found(root)} == {"registry"}, path.name
+        path.write_bytes(good)
+    assert findings(root) == []
+    # the same student, published by hand
+    shutil.copytree(version, version.with_name("v3"))
+    publish._write_index(version.parent)
+    assert findings(root) == []
+    weights = version.with_name("v3") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"~")
+    publish._write_index(version.parent)
+    assert found(root) == {("registry", "registry/small/v3")}
+    shutil.rmtree(weights.parent)
+    shutil.rmtree(version)
+    publish._write_index(version.parent)
+    assert found(root) == {("registry", "registry/small/v2")}
+    shutil.rmtree(version.parent.parent)
+    assert findings(root) == []
+    assert "not checked: the student that round-1/publish_student published" in verify_run(root).notes[0]
+
+
+def test_showing_a_report_changes_nothing(honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _, _ = honest_run
+    before = (root / LOG).read_bytes()
+    assert call(monkeypatch, "report", str(root)) == 0
+    assert (root / LOG).read_bytes() == before
+    assert findings(root) == []

@@ -44,13 +44,13 @@ def formal_recipe(path: Path, model: Path, privacy: dict[str, Any], **changes: A
 def formal_run(
     mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """One round at ε = 4 with both brackets by two workers, killed in the midst of teaching and resumed.
+    """One round at ε = 4 with both brackets, killed in the midst of teaching and resumed by two workers.
 
     Its folder, and what it said.
     """
     folder = tmp_path_factory.mktemp("formal")
     recipe = write_recipe(folder, formal_recipe(mails[0], tiny_model, PRIVATE))
-    process = start("own", "run", str(recipe), "--jobs", "2", "--run-dir", str(folder / "run"), output=folder / "said")
+    process = start("own", "run", str(recipe), "--run-dir", str(folder / "run"), output=folder / "said")
     for line in printed(process, folder / "said"):
         if line.split() == ["round-1/teach-silo-0", "..."]:
             while process.is_alive() and not list((folder / "run" / "vault").rglob("written.jsonl")):
