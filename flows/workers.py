@@ -47,6 +47,8 @@ class Workers:
             UserError: the process was killed, by the system for want of memory, most likely.
             Exception: what the function raised.
         """
+        if self.failure:
+            raise self.failure
         try:
             return self._pool.submit(function, *arguments).result()
         except BrokenProcessPool:

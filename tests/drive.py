@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -54,6 +55,7 @@ def _run(teacher: str, arguments: tuple[str, ...], output: Path) -> None:
 
     from tutelage.flows import cli, stages
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
     with output.open("ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

@@ -15,8 +15,9 @@ from tutelage.configs.errors import UserError
 from tutelage.flows import workers
 
 ASKS = """
-import sys, time
+import signal, sys, time
 from tutelage.flows.workers import working, active
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
 if __name__ == "__main__":
     with working(2):
         print(active().run(__import__("os").getpid), flush=True)
