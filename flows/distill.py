@@ -19,7 +19,7 @@ def distill(run_dir: str, jobs: int = 1) -> dict[str, object]:
     """Run every round of the recipe in a run folder, or go on where an earlier attempt stopped.
 
     Args:
-        run_dir: A folder made by `stage.create_run`. Prefect stores this path and nothing else of the run.
+        run_dir: A folder made by `stage.create_run`. Prefect stores this path and `jobs`, and nothing else.
         jobs: Stages at once.
 
     Returns:
