@@ -391,15 +391,20 @@ class _Slots:
         """The mechanism's scores (S * texts, K) of some tokens `chosen`, given public scores (S * texts, V)."""
         import torch
 
-        private = self.head.scores_of(self.state[slots, self.texts :], chosen.view(len(slots), self.texts, -1))
         every = torch.arange(self.texts, device=slots.device)[None, :, None]
         present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
-        return mechanism.scores(
-            public.gather(-1, chosen),
-            private.flatten(0, 1),
-            present.flatten(0, 1),
-            self.heads.divisors.repeat(len(slots)),
-        )
+        divisors = self.heads.divisors.repeat(len(slots))
+        base, states = public.gather(-1, chosen), self.state[slots, self.texts :]
+        if math.isfinite(mechanism.sensitivity):
+            private = self.head.scores_of(states, chosen.view(len(slots), self.texts, -1))
+            return mechanism.scores(base, private.flatten(0, 1), present.flatten(0, 1), divisors)
+        # With no clip the mean of the members' scores is the score of their mean state: one row a text, and not all
+        # places' over the whole vocabulary, which is what may be drawn then.
+        count = present.sum(-1)  # (S, texts)
+        mean = present.to(states.dtype) @ states / count.clamp(min=1)[..., None]
+        private = self.head.scores(mean).flatten(0, 1).gather(-1, chosen)
+        count = count.flatten()
+        return mechanism.scores(base, private[:, None], count[:, None] > 0, divisors / count.clamp(min=1))
 
     def feed(self, drawn: dict[int, list[int]]) -> None:
         """Run the drawn tokens: every public row its own, every place that of the text it stands behind."""
