@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import PREFECT_HOME
 from drive import drive, printed, start
 from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
 
@@ -122,6 +123,17 @@ def test_what_is_released_holds_no_internal_figure(formal_run: tuple[Path, str])
     assert "ε = ∞ (never released)" not in page
     assert "teach-silo" not in page, "no seconds by stage: how long records took may tell of them"
     assert "ε = ∞ (never released)" in (root / "vault" / "report.html").read_text()
+
+
+def test_prefect_keeps_no_internal_figure(formal_run: tuple[Path, str]) -> None:
+    """Tasks are handed whole manifests, figures included: of these it may keep who came after whom."""
+    metrics = [one for one in layout.report(open_run(formal_run[0]), 1).metrics if one.internal and one.measured]
+    figures = {repr(figure) for one in metrics for figure in (one.value, one.ci_low, one.ci_high)}
+    marks = {one.name for one in metrics} | {figure for figure in figures if len(figure) > 8}
+    assert len(marks) > len(metrics) > 10
+    kept = b"".join(path.read_bytes() for path in files_below(PREFECT_HOME))
+    assert b"round-1/bracket_student-inf" in kept
+    assert not [mark for mark in marks if mark.encode() in kept]
 
 
 def test_no_planted_string_leaves_the_vault(formal_run: tuple[Path, str], mails: tuple[Path, list[str]]) -> None:
