@@ -54,16 +54,17 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         # What it is worth, and what it gives away.
         measured = trials.measure(run_dir, round, after=[prepared, lessons, student])
         upper = trials.upper_line(run_dir, round, after=[prepared, lessons])
-        brackets = []
+        brackets = {}
         for bracket in prepared.facts["brackets"]:
             written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
-            brackets.append(trials.bracket_student(run_dir, round, bracket, after=[lessons, *written]))
+            brackets[bracket] = trials.bracket_student(run_dir, round, bracket, after=[lessons, *written])
         own = attacks.auxiliary(run_dir, round, after=[lessons])
-        attacked = attacks.attack(run_dir, round, after=[prepared, student, own, *certified, *brackets])
+        blank = [brackets["0"]] if "0" in brackets else []  # a reference to attacks: it learned from no record
+        attacked = attacks.attack(run_dir, round, after=[prepared, student, own, *certified, *blank])
         seen = attacks.contaminated(run_dir, round, after=[prepared, lessons])
         audits = [trials.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
-        found = [*tested, measured, upper, *brackets, attacked, seen, *certified, *audits]
+        found = [*tested, measured, upper, *brackets.values(), attacked, seen, *certified, *audits]
         judged = trials.judge_round(run_dir, round, after=found)
         published = trials.publish_student(run_dir, round, after=[student, judged])
         rounds.append((judged, published))
