@@ -21,6 +21,7 @@ from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
 from tutelage.privacy.attacks.membership import whole_text
+from tutelage.privacy.attacks.suite import Surface
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.pii.check import check
 from tutelage.privacy.stats import point_metric
@@ -83,31 +84,38 @@ def auxiliary(run: Run, round: int) -> Done:
     return [layout.auxiliary_path(run, round)], {"trained": True}
 
 
-@stage(version=2)
-def attack(run: Run, round: int) -> Done:
-    """Everything an attacker may try on the student, on the released texts and on the instruction."""
-    for silo in run.silos:
-        formal.note_internal(run, silo, "membership_attacks", round)
-    settings = Settings(run.recipe.measure.bootstrap, run.recipe.seed)
-    planted = canaries.read_canaries(layout.evaluation_path(run, "canaries"))
-    controls = Controls(_examples(run, "members"), _examples(run, "nonmembers"), tuple(planted))
-    texts = tuple(whole_text(one) for one in layout.all_lessons(run, round).examples())
+@stage(version=3)
+def attack(run: Run, round: int, surface: Surface) -> Done:
+    """Everything an attacker may try on the student, the released texts or the instruction, or one-run audits."""
+    controls = _controls(run, round, surface)
     instruction = layout.instruction(run, round)
-    student = _scorer(run, layout.adapter_path(run, round), instruction)
-    # Where the same work was done at ε = 0, its student is a reference that saw no record at all.
-    blank = _scorer(run, layout.bracket_path(run, round, "0"), instruction)
     base = _base(run, instruction)
+    student = blank = auxiliary = None
+    if surface in ("student", "one_run"):
+        student = _scorer(run, layout.adapter_path(run, round), instruction)
+    if surface == "student":
+        # Where the same work was done at ε = 0, its student is a reference that saw no record at all.
+        blank = _scorer(run, layout.bracket_path(run, round, "0"), instruction)
+    if surface == "lessons":
+        auxiliary = _scorer(run, layout.auxiliary_path(run, round), None)
     released = Released(
-        texts,
+        tuple(whole_text(one) for one in layout.all_lessons(run, round).examples()),
         instruction,
         student,
         base,
         references=tuple(one for one in (base, blank) if one is not None),
-        auxiliary=_scorer(run, layout.auxiliary_path(run, round), None),
-        bare=_base(run, None),
+        auxiliary=auxiliary,
+        bare=base.told(None),
     )
-    gain = None if student is None else added_likelihood(student, base)
-    found = suite.run_all(run.recipe.attack, released, controls, settings, delta=_delta(run, round), gain=gain)
+    found = suite.run(
+        surface,
+        run.recipe.attack,
+        released,
+        controls,
+        Settings(run.recipe.measure.bootstrap, run.recipe.seed),
+        delta=_delta(run, round) if surface == "one_run" else NO_CLAIM_DELTA,
+        gain=None if student is None else added_likelihood(student, base),
+    )
     return [], {
         "metrics": [metric.model_dump() for metric in found.metrics],
         "roc": [curve.model_dump() for curve in found.curves],
@@ -129,6 +137,16 @@ def contaminated(run: Run, round: int) -> Done:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
+def _controls(run: Run, round: int, surface: Surface) -> Controls:
+    """What is told apart: canaries, and records only where an attack is on them."""
+    planted = tuple(canaries.read_canaries(layout.evaluation_path(run, "canaries")))
+    if surface not in ("student", "lessons"):
+        return Controls((), (), planted)
+    for silo in run.silos:
+        formal.note_internal(run, silo, "membership_attacks", round)
+    return Controls(_examples(run, "members"), _examples(run, "nonmembers"), planted)
+
+
 def _examples(run: Run, name: str) -> tuple[Example, ...]:
     return tuple(record.example() for record in read_records(layout.evaluation_path(run, name)))
 
@@ -137,7 +155,7 @@ def _delta(run: Run, round: int) -> float:
     return min((one.delta for one in layout.certificates(run, round)), default=NO_CLAIM_DELTA)
 
 
-def _base(run: Run, instruction: str | None) -> ModelScorer:
+def _base(run: Run, instruction: str) -> ModelScorer:
     model, tokenizer = load_model(resolve_model(run.recipe.student.base))
     return ModelScorer(model, tokenizer, instruction, run.recipe.measure.batch_rows, run.recipe.student.max_tokens)
 

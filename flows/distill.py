@@ -12,6 +12,7 @@ from prefect import flow
 
 from tutelage.flows import attacks, stages, trials
 from tutelage.flows.workers import working
+from tutelage.privacy.attacks.suite import SURFACES
 
 
 @flow(name="distill", persist_result=False, log_prints=False, retries=0)
@@ -60,11 +61,12 @@ def run_rounds(run_dir: str) -> dict[str, object]:
             brackets[bracket] = trials.bracket_student(run_dir, round, bracket, after=[lessons, *written])
         own = attacks.auxiliary(run_dir, round, after=[lessons])
         blank = [brackets["0"]] if "0" in brackets else []  # a reference to attacks: it learned from no record
-        attacked = attacks.attack(run_dir, round, after=[prepared, student, own, *certified, *blank])
+        read = {"student": [student, *blank], "lessons": [own], "instruction": [], "one_run": [student, *certified]}
+        attacked = [attacks.attack(run_dir, round, on, after=[prepared, lessons, *read[on]]) for on in SURFACES]
         seen = attacks.contaminated(run_dir, round, after=[prepared, lessons])
         audits = [trials.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
-        found = [*tested, measured, upper, *brackets.values(), attacked, seen, *certified, *audits]
+        found = [*tested, measured, upper, *brackets.values(), *attacked, seen, *certified, *audits]
         judged = trials.judge_round(run_dir, round, after=found)
         published = trials.publish_student(run_dir, round, after=[student, judged])
         rounds.append((judged, published))

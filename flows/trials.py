@@ -19,6 +19,7 @@ from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
 from tutelage.privacy import custody, gate
 from tutelage.privacy.attacks import contamination, overlap_audit
+from tutelage.privacy.attacks.suite import SURFACES
 from tutelage.privacy.drafts import read_drafts
 from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.release import LessonSet, cleaned
@@ -168,7 +169,8 @@ def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
     at = f"round-{round}/"
-    stages = ("check_scanner", "probe_mechanism", f"{at}measure", f"{at}upper_line", f"{at}attack")
+    attacks = [f"{at}attack-{surface}" for surface in SURFACES]
+    stages = ("check_scanner", "probe_mechanism", f"{at}measure", f"{at}upper_line", *attacks)
     metrics = [Metric(**row) for name in stages for row in run.facts(name)["metrics"]]
     audits = {silo: run.facts(f"{at}audit_silo-{silo}") for silo in run.silos}
     metrics += overlap_audit.combine({silo: facts["overlap"] for silo, facts in audits.items()})
@@ -211,7 +213,7 @@ def judge_round(run: Run, round: int) -> Done:
         lessons_per_class=aggregated["per_class"],
         topics_next=run.facts(at + "measure")["topics"],
         metrics=tuple(metrics),
-        roc=tuple(Curve(**row) for row in run.facts(f"{at}attack")["roc"]),
+        roc=tuple(Curve(**row) for name in attacks for row in run.facts(name)["roc"]),
         curve=tuple(CurvePoint(**point) for point in learned["curve"]),
         decision=gate.decide(
             metrics, recipe.gate, lessons=sum(aggregated["per_class"].values()), defended=recipe.defended

@@ -136,7 +136,13 @@ def simulate(recipe: Recipe, pipeline: Pipeline, seed: int) -> World:
         assert isinstance(student, ModelScorer)
         assert isinstance(base, ModelScorer)
         gain = added_likelihood(student, base)
-        metrics = suite.run_all(recipe.attack, released, everyone, settings, delta=delta, gain=gain).metrics
+        metrics = [
+            metric
+            for surface in suite.SURFACES
+            for metric in suite.run(
+                surface, recipe.attack, released, everyone, settings, delta=delta, gain=gain
+            ).metrics
+        ]
     if recipe.formal:
         found.append(point_metric("epsilon.claimed", recipe.formal.epsilon, len(silos), "an upper bound"))
     overlaps = {name: _overlap(records, lessons) for name, records in silos.items()}

@@ -47,6 +47,10 @@ class ModelScorer:
         self.max_tokens = max_tokens
         self._known: dict[tuple[str, str], TokenScores] = {}
 
+    def told(self, instruction: str | None) -> ModelScorer:
+        """The same model under another instruction."""
+        return ModelScorer(self.model, self.tokenizer, instruction, self.batch_rows, self.max_tokens)
+
     def score(self, examples: Sequence[Example]) -> list[TokenScores]:
         """One for each example, in the same order."""
         new = list({(one.prompt, one.completion): None for one in examples}.keys() - self._known.keys())

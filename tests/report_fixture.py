@@ -48,7 +48,7 @@ UNITS = (1305, 1420, 1351, 1388)
 TIMINGS = {
     "prepare": 14.2, "round-1/teach-silo-0": 41.8, "round-1/teach-silo-1": 40.3, "round-1/teach-silo-2": 42.0,
     "round-1/teach-silo-3": 39.9, "round-1/screen": 22.7, "round-1/train": 71.5, "round-1/measure": 48.1,
-    "round-1/attack": 19.4,
+    "round-1/attack-student": 19.4,
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""All attacks by name, and all of a round's at once."""
+"""The attacks by what they are on, each group with the models it needs: groups can be run side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,37 +24,28 @@ from tutelage.privacy.attacks import (
 from tutelage.privacy.attacks.base import Controls, Found, Released, Settings
 from tutelage.privacy.attacks.membership import merged
 
+Surface = Literal["student", "lessons", "instruction", "one_run"]
+"""What is attacked; `one_run` audits student and lessons by the canaries alone."""
+SURFACES: tuple[Surface, ...] = get_args(Surface)
+
 Attack = Callable[[Released, Controls, Settings], Found]
 
-_ATTACKS: dict[AttackName, Attack] = {
-    "loss": loss.attack,
-    "zlib_ratio": zlib_ratio.attack,
-    "min_k": min_k.attack,
-    "rmia": rmia.attack,
-    "extraction": extraction.attack,
-    "ngram": ngram.attack,
-    "neighbour": neighbour.attack,
-    "auxiliary": auxiliary.attack,
-    "instruction": instruction.attack,
+_ATTACKS: dict[Surface, dict[AttackName, Attack]] = {
+    "student": {
+        "loss": loss.attack,
+        "zlib_ratio": zlib_ratio.attack,
+        "min_k": min_k.attack,
+        "rmia": rmia.attack,
+        "extraction": extraction.attack,
+    },
+    "lessons": {"ngram": ngram.attack, "neighbour": neighbour.attack, "auxiliary": auxiliary.attack},
+    "instruction": {"instruction": instruction.attack},
+    "one_run": {},
 }
 
 
-def run(name: AttackName, released: Released, controls: Controls, settings: Settings, *, delta: float) -> Found:
-    """Run one attack.
-
-    Args:
-        name: Which.
-        released: What the attacker has.
-        controls: What is told apart.
-        settings: Bootstrap and seed.
-        delta: Of the guarantee in question, for the one-run audit.
-    """
-    if name == "one_run":
-        return one_run.attack(released, controls, settings, delta=delta)
-    return _ATTACKS[name](released, controls, settings)
-
-
-def run_all(
+def run(
+    surface: Surface,
     config: AttackConfig,
     released: Released,
     controls: Controls,
@@ -62,19 +54,24 @@ def run_all(
     delta: float,
     gain: Callable[[Sequence[str]], np.ndarray] | None,
 ) -> Found:
-    """Everything an attacker may try: the recipe's attacks, and the exposure of the canaries.
+    """The recipe's attacks on one surface, and the exposure of the canaries on student and lessons.
 
     Args:
+        surface: Which; what is not of it need not be in `released`.
         config: Which attacks, and how many canaries are ranked.
         released: What the attacker has.
         controls: What is told apart.
         settings: Bootstrap and seed.
-        delta: As in `run`.
+        delta: Of the guarantee in question, for the one-run audit.
         gain: How much likelier the student finds each plain text than its base does; None without a student.
     """
-    found = merged(*(run(name, released, controls, settings, delta=delta) for name in config.run))
-    metrics = [*found.metrics, *exposure.text_exposure(controls.canaries, released.texts)]
-    if gain is not None:
+    found = [attack(released, controls, settings) for name, attack in _ATTACKS[surface].items() if name in config.run]
+    if surface == "one_run" and "one_run" in config.run:
+        found.append(one_run.attack(released, controls, settings, delta=delta))
+    if surface == "lessons":
+        found.append(Found(tuple(exposure.text_exposure(controls.canaries, released.texts))))
+    if surface == "student" and gain is not None:
         ranked = controls.canaries[: config.ranked_canaries]
-        metrics += exposure.attack(ranked, gain, n_resamples=settings.resamples, seed=settings.seed).metrics
-    return Found(tuple(metrics), found.curves)
+        ranks = exposure.attack(ranked, gain, n_resamples=settings.resamples, seed=settings.seed)
+        found.append(Found(tuple(ranks.metrics)))
+    return merged(*found)

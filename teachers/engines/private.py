@@ -28,7 +28,7 @@ from tutelage.configs.errors import UserError
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.rows import Head, RowCache
+from tutelage.teachers.engines.rows import Head, RowCache, refuse_shared_rows
 from tutelage.teachers.engines.transformers import additive_mask, check_length, end_tokens
 
 if TYPE_CHECKING:
@@ -80,11 +80,15 @@ class PrivateDecoder:
         tokenizer: Its tokenizer.
         batch_rows: Rows computed together, at most; never fewer than one batch has.
         tail_tokens: Width of what follows the head in every prompt. Longer tails keep their end: it asks for the text.
+
+    Raises:
+        UserError: the model's rows are not computed apart.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, tail_tokens: int
     ) -> None:
+        refuse_shared_rows(model)
         self.model, self.tokenizer = model, tokenizer
         if tail_tokens < 1:
             raise ValueError("tail_tokens must be at least 1")
@@ -123,7 +127,6 @@ class PrivateDecoder:
 
         if not batches:
             return []
-        _refuse_experts(self.model)
         shape = (len(publics), len(batches[0].members))
         if any(len(one.members) != shape[1] for one in batches):
             raise ValueError("batches must all have as many places")
@@ -213,21 +216,6 @@ def _candidates(public: torch.Tensor, mechanism: PrivatePrediction) -> tuple[tor
     order = torch.where(allowed, public.float(), -torch.inf)
     chosen = order.topk(int(allowed.sum(-1).max()), dim=-1).indices
     return chosen, allowed.gather(-1, chosen)
-
-
-def _refuse_experts(model: Any) -> None:
-    """Rows of a mixture of experts share its experts' batches: one record's presence would move another's scores.
-
-    Raises:
-        UserError: it is one.
-    """
-    config = model.config.get_text_config()
-    if any((getattr(config, name, None) or 0) > 1 for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise UserError(
-            "private prediction needs a model whose rows are computed apart; this is a mixture of experts",
-            key="teach.model",
-            remedy="take a dense model, or privacy.mechanism private_evolution",
-        )
 
 
 class _Text:
