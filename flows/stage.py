@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
 import shutil
 import sys
@@ -151,11 +152,11 @@ def stage(version: int) -> Callable[[Body], Callable[..., Pending]]:
     """
 
     def decorate(body: Body) -> Callable[..., Pending]:
-        def commit(run_dir: str, name: str, where: list[int | str], after: list[Manifest]) -> Manifest:
+        def commit(run_dir: str, name: str, where: list[int | str], after: list[Manifest], order: int) -> Manifest:
             came_from = [[manifest["stage"], manifest_digest(manifest)] for manifest in after]
             task = (body.__module__, body.__name__, version, run_dir, name, where, came_from)
             pool = workers.active()
-            return pool.run(_attempt, *task) if pool else _attempt(*task)
+            return pool.run(_attempt, *task, order=order) if pool else _attempt(*task)
 
         prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)
 
@@ -165,11 +166,15 @@ def stage(version: int) -> Callable[[Body], Callable[..., Pending]]:
             named = prefect_task.with_options(task_run_name=name)
             do = named.submit if workers.active() else named
             made: list[Any] = [one.made for one in after]  # Prefect waits for those that are not made yet
-            return Pending(do(run_dir, name, list(where), made))
+            # Of stages that could begin, the one that the flow calls first does: what others come after stands early.
+            return Pending(do(run_dir, name, list(where), made, next(_order)))
 
         return call
 
     return decorate
+
+
+_order = itertools.count()
 
 
 def _attempt(

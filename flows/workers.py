@@ -8,6 +8,7 @@ back is the stage's manifest. It lives no longer than this process, however that
 from __future__ import annotations
 
 import contextlib
+import heapq
 import io
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -37,34 +38,61 @@ class Workers:
         alive, self._life = spawn.Pipe(duplex=False)
         threads = max(1, (os.cpu_count() or 1) // jobs)
         self._pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(alive, threads))
+        self._free, self._waiting, self._changed = jobs, list[int](), threading.Condition()
+        self._stopped = False
         self.failure: Exception | None = None
         """What the first function ended with that raised. What waits for it ends with an error of Prefect's own."""
 
-    def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    def run(self, function: Callable[..., Result], *arguments: Any, order: int = 0) -> Result:
         """Run a module's function in the next process that is free, and wait for it. If it raises, nothing goes on.
+
+        Args:
+            function: What to run.
+            arguments: Of the function.
+            order: Of those that wait, the lowest is next.
 
         Raises:
             UserError: the process was killed, by the system for want of memory, most likely.
             Exception: what the function raised.
         """
-        if self.failure:
-            raise self.failure
+        with self._turn(order):
+            if self.failure:
+                raise self.failure
+            if self._stopped:
+                raise CancelledError
+            try:
+                return self._pool.submit(function, *arguments).result()
+            except BrokenProcessPool:
+                self.failure = self.failure or UserError(
+                    "a worker process was killed, most likely for want of memory",
+                    key="--jobs",
+                    remedy="`tutelage resume RUN` with fewer; what is finished stays",
+                )
+                raise self.failure from None
+            except Exception as error:
+                self.failure = self.failure or error
+                self._life.close()
+                raise
+
+    @contextlib.contextmanager
+    def _turn(self, order: int) -> Iterator[None]:
+        """One of the processes, for as long."""
+        with self._changed:
+            heapq.heappush(self._waiting, order)
+            self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == order)
+            heapq.heappop(self._waiting)
+            self._free -= 1
+            self._changed.notify_all()
         try:
-            return self._pool.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            self.failure = self.failure or UserError(
-                "a worker process was killed, most likely for want of memory",
-                key="--jobs",
-                remedy="`tutelage resume RUN` with fewer; what is finished stays",
-            )
-            raise self.failure from None
-        except Exception as error:
-            self.failure = self.failure or error
-            self._life.close()
-            raise
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """End the processes at once, whatever they are at: a stage is made to be killed anywhere."""
+        self._stopped = True
         self._life.close()
         self._pool.shutdown(cancel_futures=True)
 

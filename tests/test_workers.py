@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,34 @@ def test_what_a_function_gives_and_what_it_raises() -> None:
         with pytest.raises(UserError, match="it is wrong"):
             pool.run(os.getpid)  # what was at work is ended, and this says why
     assert workers.active() is None
+
+
+def noted(path: Path, word: str) -> None:
+    """Say that it begins, and end when it may."""
+    with path.open("a") as stream:
+        stream.write(f"{word}\n")
+    while not path.with_name(word).exists():
+        time.sleep(0.01)
+
+
+def test_of_those_that_wait_the_first_in_order_is_next(tmp_path: Path) -> None:
+    path = tmp_path / "begun"
+    with workers.working(2), ThreadPoolExecutor(6) as threads:
+        pool = workers.active()
+        assert pool is not None
+        for word in ("a", "b"):
+            threads.submit(pool.run, noted, path, word)
+        while not path.exists() or len(path.read_text().split()) < 2:
+            time.sleep(0.01)
+        for order in (5, 3, 4, 1):
+            threads.submit(pool.run, noted, path, str(order), order=order)
+        while len(pool._waiting) < 4:
+            time.sleep(0.01)
+        for at, word in enumerate(("a", "1", "b", "3", "4", "5"), 3):
+            (tmp_path / word).touch()  # it ends, and the next may begin
+            while len(path.read_text().split()) < min(at, 6):
+                time.sleep(0.01)
+    assert path.read_text().split()[2:] == ["1", "3", "4", "5"]
 
 
 def test_a_worker_that_was_killed_is_the_users_to_know() -> None:
