@@ -69,9 +69,10 @@ EPSILON = {
         for key, on in AUDITED.items()
     },
 }
+MECHANISM = {"audit.mechanism.shift_ratio": ("Shift of the scores by one record, in parts of what may be", "number")}
 CLEAN_CHANGED = "pii.clean_changed_share"
 SCANNER = {CLEAN_CHANGED: ("Clean texts that the scanner changed", "share")}
-TITLES = {**PRIVACY, **INSTRUCTION, **OVERLAP, **FORGETTING, **CONTAMINATION, **EPSILON, **SCANNER}
+TITLES = {**PRIVACY, **INSTRUCTION, **OVERLAP, **FORGETTING, **CONTAMINATION, **EPSILON, **MECHANISM, **SCANNER}
 
 TARGETS = {"mia": "the student", "synthetic": "the lessons"}
 """First part of an attack's name -> what the attacker has."""

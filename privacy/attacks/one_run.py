@@ -118,7 +118,7 @@ def audit(
         ci_low=bound,
         ci_high=math.inf,
         n=m,
-        interval=f"95% one-sided, Steinke et al.; at most {top:.2f} could show, at delta {delta:g}",
+        interval=f"95% one-sided, Steinke et al., at delta {delta:.3g}",
         internal=internal,
     )
     return low, point_metric(ceiling_name, top, m, "what all guesses right would show", internal=internal)
