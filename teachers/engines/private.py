@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.configs.errors import UserError
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
