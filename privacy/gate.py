@@ -42,11 +42,11 @@ def decide(metrics: Sequence[Metric], config: GateConfig, *, lessons: int, defen
 
 
 _UNDEFENDED = RuleOutcome(
-    rule="copies of records are dropped, or ruled out by a formal mechanism",
+    rule="protections between records and lessons >= 1",
     observed=0,
     threshold=1,
     passed=False,
-    reason="screen.compare is off",
+    reason="copies of records are not dropped (screen.compare is off), and no mechanism rules them out",
 )
 
 
