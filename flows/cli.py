@@ -235,6 +235,23 @@ def report(
 
 
 @app.command()
+def inspect(
+    run_dir: RunPath,
+    by: Annotated[str | None, typer.Option("--by", help="Who reviews. Default: the user of this machine.")] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """Read, search and review what a run released, in a browser of this machine."""
+    import contextlib
+    import getpass
+
+    from tutelage.flows.inspector.serve import serve
+
+    with contextlib.suppress(KeyboardInterrupt):  # it is how this ends
+        serve(run_dir, by or getpass.getuser(), port, browser=browser, say=typer.echo)
+
+
+@app.command()
 def publish(
     run_dir: RunPath,
     round: Annotated[int | None, typer.Option("--round", help="Default: the last.")] = None,

@@ -135,6 +135,11 @@ def public_report_path(run: Run, round: int) -> Path:
     return _released(run, round) / "report.json"
 
 
+def data_card_path(run: Run, round: int) -> Path:
+    """README.md beside a round's released texts."""
+    return _released(run, round) / "README.md"
+
+
 def lessons(run: Run, round: int) -> LessonSet:
     """The lessons the round's student learns from; every signature is verified."""
     return LessonSet.load(lessons_path(run, round), run.id, public_keys(run))

@@ -15,6 +15,7 @@ from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Me
 from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.configs.store import digest, write_atomic
 from tutelage.flows import formal, layout, registry
+from tutelage.flows.data_card import data_card
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
 from tutelage.privacy import custody, gate
@@ -164,7 +165,7 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
 # ---- gate, report, publish --------------------------------------------------------------------------------------
 
 
-@stage(version=3)
+@stage(version=4)
 def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
@@ -228,6 +229,7 @@ def judge_round(run: Run, round: int) -> Done:
         write_atomic(path, one.model_dump_json(indent=1) + "\n")
         for path, one in ((layout.report_path(run, round), report), (layout.public_report_path(run, round), public))
     ]
+    files.append(write_atomic(layout.data_card_path(run, round), data_card(public, recipe)))
     return files, {"passed": report.decision.passed}
 
 

@@ -265,12 +265,21 @@ def test_list_and_report_read_the_run(
     assert "report.html" in capsys.readouterr().out
 
 
-def test_the_released_set_opens_with_datasets(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+def test_a_rounds_folder_opens_with_datasets(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    file = honest_run[0] / "release" / "round-1" / "lessons.jsonl"
-    rows = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path))
-    assert set(rows["completion"]) == {"spam", "ham"}
+    folder = honest_run[0] / "release" / "round-1"
+    lessons = load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
+    assert lessons["id"] == [row["id"] for row in map(json.loads, (folder / "lessons.jsonl").open())]
+    assert set(lessons["completion"]) == {"spam", "ham"}
+    released = load_dataset(str(folder), "released", split="train", cache_dir=str(tmp_path))
+    assert set(released["id"]) >= set(lessons["id"])
+    assert set(released["kind"]) == {"example", "instruction"}
+    card = (folder / "README.md").read_text()
+    report = layout.report(open_run(honest_run[0]), 1)
+    assert "passed its gate" in card and report.protection in card
+    for silo in report.silos:
+        assert silo.silo in card
 
 
 # ---- its chain of custody -----------------------------------------------------------------------------------------

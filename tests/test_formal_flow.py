@@ -22,6 +22,7 @@ from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
 from tutelage.flows import layout, stages, trials
 from tutelage.flows.budget import accounts
+from tutelage.flows.figures import ceiling
 from tutelage.flows.stage import create_run, open_run
 from tutelage.privacy import accounting, certificate
 from tutelage.privacy.allocation import Allocation
@@ -110,6 +111,14 @@ def test_the_brackets_stand_beside_it_and_only_zero_may_leave(formal_run: tuple[
     long_ones = [text for text in unprotected if len(text) > 12]
     assert long_ones
     assert not [text for text in long_ones if json.dumps(text)[1:-1].encode() in released]
+
+
+def test_the_data_card_gives_the_guarantee(formal_run: tuple[Path, str]) -> None:
+    run = open_run(formal_run[0])
+    card = layout.data_card_path(run, 1).read_text()
+    for one in layout.certificates(run, 1):
+        assert f"| {one.silo} | {ceiling(one.epsilon)} | {ceiling(one.delta)} | record, {one.units} of them |" in card
+    assert "differential-privacy" in card.partition("\n---\n")[0]
 
 
 def test_what_is_released_holds_no_internal_figure(formal_run: tuple[Path, str]) -> None:

@@ -366,6 +366,21 @@ def formal(prompt: str, completion: str = "ham") -> Draft:
     return Draft("d", "example", prompt, completion, "v1", "private_prediction")
 
 
+def test_any_bit_of_a_key_flipped_is_another_key_or_the_users_error(tmp_path: Path) -> None:
+    path = tmp_path / "vault" / "key.pem"
+    whole, kept = SiloKey.create(path).public_hex, path.read_bytes()
+    others = set()
+    for place in range(8 * len(kept)):
+        changed = bytearray(kept)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            others.add(SiloKey.load(path).public_hex)
+        except UserError as error:
+            assert error.problem == "this file holds no Ed25519 key"
+    assert others - {whole}  # a bit of the private half gives another key
+
+
 def test_drafts_of_a_formal_mechanism_are_compared_with_nothing(door: Callable[..., Released]) -> None:
     """A copy stays: dropping it would tell whoever counts that it is one. What lies in the draft itself counts."""
     copy = RECORDS[0].text
