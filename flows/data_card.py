@@ -90,8 +90,8 @@ def _guarantee(report: RoundReport) -> str:
     if not report.certificates:
         return ""
     rows = "".join(
-        f"| {one.silo} | {ceiling(one.epsilon)} | {ceiling(one.delta)} | {one.unit}, {one.units} of them | {one.adjacency} "
-        f"| {one.mechanism} |\n"
+        f"| {one.silo} | {ceiling(one.epsilon)} | {ceiling(one.delta)} | {one.unit}, {one.units} of them "
+        f"| {one.adjacency} | {one.mechanism} |\n"
         for one in report.certificates
     )
     return (

@@ -50,7 +50,6 @@ class SiloKey:
             PrivacyError: the path is not inside a `vault` folder.
             UserError: no such file, or it holds no Ed25519 key.
         """
-        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -59,7 +58,9 @@ class SiloKey:
             private = load_pem_private_key(path.read_bytes(), password=None)
         except FileNotFoundError:
             raise UserError("this silo has no key", file=path, remedy="create one with SiloKey.create") from None
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except OSError:
+            raise
+        except Exception:  # of several kinds that the library documents nowhere: each bit was tried
             private = None
         if not isinstance(private, Ed25519PrivateKey):
             raise UserError("this file holds no Ed25519 key", file=path, remedy="restore it from a copy")

@@ -1,7 +1,7 @@
 """What people decided about released texts: accept, reject or edit, kept in a file that the next round reads.
 
-A reviewer sees what was released and nothing else, so what they decide is post-processing and costs no budget, as long as
-they know nothing of the records besides: see docs/threat-model.md.
+A reviewer sees what was released and nothing else, so what they decide is post-processing and costs no budget, as long
+as they know nothing of the records besides: see docs/threat-model.md.
 """
 
 from __future__ import annotations

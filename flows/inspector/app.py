@@ -1,7 +1,7 @@
 """The pages, and the only addresses there are.
 
-Every address begins with a secret of this process, so that whoever doesn't know it, another web page in the same browser
-included, can neither read nor decide anything. No address names a file.
+Every address begins with a secret of this process, so that whoever doesn't know it, another web page in the same
+browser included, can neither read nor decide anything. No address names a file.
 """
 
 from __future__ import annotations
@@ -242,14 +242,13 @@ def _environment() -> jinja2.Environment:
     import jinja2
 
     folder = Path(__file__).parent
-    made = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, folder.parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return made
 
 
 def _text(name: str) -> str:

@@ -59,20 +59,16 @@ class Filters(BaseModel):
     def where(self) -> tuple[str, list[Any]]:
         """An SQL condition on `lesson`, and its parameters."""
         parts, values = ["1"], list[Any]()
-        for column, value in (("silo", self.silo), ("round", self.round), ("label", self.label), ("kind", self.kind),
-                              ("decision", self.decision)):  # fmt: skip
-            if value is not None:
-                parts.append(f"{column} = ?")
-                values.append(value)
-        for condition, value in (("learned = ?", self.learned), ("(twins > 1) = ?", self.twins),
-                                 ("words >= ?", self.words_min), ("words <= ?", self.words_max),
-                                 ("fit <= ?", self.fit_max)):  # fmt: skip
+        asked: list[tuple[str, Any]] = [
+            ("silo = ?", self.silo), ("round = ?", self.round), ("label = ?", self.label), ("kind = ?", self.kind),
+            ("decision = ?", self.decision), ("learned = ?", self.learned), ("(twins > 1) = ?", self.twins),
+            ("words >= ?", self.words_min), ("words <= ?", self.words_max), ("fit <= ?", self.fit_max),
+            ("' ' || replaced || ' ' LIKE '% ' || ? || ' %'", self.replaced),
+        ]  # fmt: skip
+        for condition, value in asked:
             if value is not None:
                 parts.append(condition)
                 values.append(value)
-        if self.replaced is not None:
-            parts.append("' ' || replaced || ' ' LIKE '% ' || ? || ' %'")
-            values.append(self.replaced)
         terms = [f'"{term}"*' for term in self.q.replace('"', " ").split()]
         if terms:
             parts.append("place IN (SELECT rowid FROM found WHERE found MATCH ?)")

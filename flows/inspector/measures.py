@@ -61,7 +61,7 @@ class Measures:
         return sorted(((int(i), float(cosines[i])) for i in nearest), key=lambda pair: -pair[1])
 
     def fit(self, labels: Sequence[str]) -> np.ndarray | None:
-        """Cosine of every text to the middle of its own label's texts, itself left out, minus that to the nearest other's.
+        """Cosine of every text to the middle of its label's other texts, minus that to the nearest other label's.
 
         Args:
             labels: (texts,); empty for those that have none.
@@ -133,9 +133,9 @@ class Computing:
         measures.progress = ""
 
     def _work(self, texts: list[str]) -> None:
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[int, str], list[int]] = {}
         for place, one in enumerate(self._measures.lessons):
-            groups.setdefault(f"{one.round}/{one.kind}", []).append(place)
+            groups.setdefault((one.round, one.kind), []).append(place)
         assert self._pool is not None
         with contextlib.suppress(Exception):  # then nothing is there, and the pages say so
             self._pool.run(_compute, self._folder, texts, groups)
@@ -150,7 +150,7 @@ def _progress(folder: Path, texts: int) -> str:
     return f"embedding: {done:,} of {texts:,} texts" if done < texts else "comparing texts"
 
 
-def _compute(folder: Path, texts: list[str], groups: dict[str, list[int]]) -> None:
+def _compute(folder: Path, texts: list[str], groups: dict[tuple[int, str], list[int]]) -> None:
     """In the worker."""
     from tutelage.privacy.similarity import EMBEDDING_DIM, embed, near_duplicate_groups
 
@@ -170,12 +170,8 @@ def _compute(folder: Path, texts: list[str], groups: dict[str, list[int]]) -> No
         held.flush()
         write_atomic(counter, str(start + len(chosen)))
     diversity = [
-        {
-            "round": int(name.partition("/")[0]),
-            "kind": name.partition("/")[2],
-            **diversity_of([texts[i] for i in places]),
-        }
-        for name, places in groups.items()
+        {"round": round, "kind": kind, **diversity_of([texts[i] for i in places])}
+        for (round, kind), places in groups.items()
     ]
     twins = near_duplicate_groups(texts, NEAR_DUPLICATE)
     write_atomic(folder / "done.json", json.dumps({"twins": twins, "diversity": diversity}))
@@ -186,8 +182,8 @@ def diversity_of(texts: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         `texts`; `words` in all; `distinct_1` to `distinct_3`: different word n-grams over all of them (Li et al. 2016,
-        A Diversity-Promoting Objective Function, sec. 5.2), which falls as a set grows; `self_bleu`: mean BLEU of a text
-        against the others, over a sample of `sample` texts (Zhu et al. 2018, Texygen, sec. 3.2). None: too few.
+        A Diversity-Promoting Objective Function, sec. 5.2), which falls as a set grows; `self_bleu`: mean BLEU of a
+        text against the others, over a sample of `sample` texts (Zhu et al. 2018, Texygen, sec. 3.2). None: too few.
     """
     from sacrebleu.metrics import BLEU
 

@@ -44,9 +44,8 @@ def serve(root: Path, by: str, port: int, *, browser: bool, say: Callable[[str],
         port = listening.getsockname()[1]
         app = make_app(inspector, [_LOOPBACK, "localhost"])
         address = f"http://{_LOOPBACK}:{port}/{inspector.token}/"
-        say(
-            f"{len(inspector.released.lessons):,} released texts of {inspector.released.name}, until Ctrl-C:\n  {address}"
-        )
+        count = len(inspector.released.lessons)
+        say(f"{count:,} released texts of {inspector.released.name}, until Ctrl-C:\n  {address}")
         computing = Computing(inspector.measures, inspector.measured)
         if browser:
             webbrowser.open(address)
