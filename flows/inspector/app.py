@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, Form, Query, Request, Response
@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tutelage.configs.errors import UserError
 from tutelage.flows.inspector import overview
-from tutelage.flows.inspector.index import Filters, Index, Shown
+from tutelage.flows.inspector.index import Filters, Index, Shown, Sort
 from tutelage.flows.inspector.measures import Measures
 from tutelage.flows.inspector.released import Released
 from tutelage.privacy import review
@@ -38,7 +38,7 @@ _HEADERS = {
     # nothing from elsewhere, nobody's frame, and the address, which is the secret, is told to nobody
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with `no-referrer` a browser's own forms have no origin to go by
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -61,7 +61,7 @@ class Inspector:
         self.index = Index(released.lessons, released.labels, released.learned, self.decisions)
         self.measures = Measures(released.lessons)
         self.token = secrets.token_urlsafe(24)
-        self.lessons = {lesson.id: lesson for lesson in released.lessons}
+        self._warm()
 
     def measured(self) -> None:
         """Take in what has been computed of all texts."""
@@ -71,6 +71,14 @@ class Inspector:
         labels = [one.completion if one.completion in self.released.labels else "" for one in self.released.lessons]
         sizes = np.bincount(self.measures.twins)[self.measures.twins]  # (texts,)
         self.index.learn(self.measures.fit(labels), sizes)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Ask what every page asks, so that nobody waits for the first answer."""
+        self.index.facets()
+        for order in get_args(Sort):
+            self.index.count(Filters(sort=order))
+        overview.of(self.released, self.index, self.measures)
 
     def decide(self, lesson: str, verdict: review.Verdict, prompt: str | None, completion: str | None) -> None:
         """Keep a decision about a lesson; it is on the disk when this returns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,9 +29,10 @@ CREATE TABLE lesson (
     place INTEGER PRIMARY KEY, id TEXT UNIQUE, kind TEXT, silo TEXT, round INTEGER, label TEXT, prompt TEXT,
     completion TEXT, words INTEGER, learned INTEGER, replaced TEXT, fit REAL, twins INTEGER, decision TEXT NOT NULL
 );
-CREATE VIRTUAL TABLE found USING fts5(prompt, completion, content='lesson', content_rowid='place');
+CREATE VIRTUAL TABLE found USING fts5(prompt, completion, content='lesson', content_rowid='place', prefix='1 2 3');
 """
-_KINDS = ("kind", "silo", "round", "label", "decision")
+_KEPT = 16
+"""Lists of places, for the filters asked for last."""
 
 
 class Filters(BaseModel):
@@ -136,18 +138,31 @@ class Index:
             self._base.execute(f"CREATE INDEX by_{column} ON lesson({column})")
         self._base.commit()
         self.total = len(rows)
+        # what was asked, with how often anything had changed by then -> what was found
+        self._learned, self._decided = 0, 1
+        self._kept = OrderedDict[Any, np.ndarray]()
+        self._tables: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
 
     def count(self, filters: Filters) -> int:
         """How many texts the filters leave."""
-        where, values = filters.where()
-        found: int = self._ask(f"SELECT COUNT(*) FROM lesson WHERE {where}", values)[0][0]
-        return found
+        return len(self._places(filters))
 
     def page(self, filters: Filters, offset: int, limit: int) -> list[Shown]:
         """Some of the texts that the filters leave, in the order they ask for."""
-        where, values = filters.where()
-        query = f"SELECT * FROM lesson WHERE {where} ORDER BY {_ORDER[filters.sort]} LIMIT ? OFFSET ?"
-        return [_shown(row) for row in self._ask(query, [*values, limit, offset])]
+        return self.at(self._places(filters)[offset : offset + limit].tolist())
+
+    def _places(self, filters: Filters) -> np.ndarray:
+        """(found,): places of all texts that the filters leave, in order. Kept, for the next page will ask again."""
+        key = (filters, self._learned, self._decided if filters.decision else 0)
+        with self._lock:
+            if key not in self._kept:
+                where, values = filters.where()
+                query = f"SELECT place FROM lesson WHERE {where} ORDER BY {_ORDER[filters.sort]}"
+                self._kept[key] = np.fromiter((row[0] for row in self._base.execute(query, values)), dtype=np.int64)
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
 
     def one(self, lesson: str) -> Shown | None:
         """The text of that id, or None."""
@@ -164,25 +179,29 @@ class Index:
     def facets(self) -> dict[str, list[tuple[str, int]]]:
         """What can be filtered by: name -> (value, how many texts have it)."""
         found = {
-            name: [(str(value), count) for value, count in self._ask(
-                f"SELECT {name}, COUNT(*) FROM lesson WHERE {name} != '' GROUP BY {name} ORDER BY {name}", []
-            )]
-            for name in _KINDS
-        }  # fmt: skip
+            name: [(str(value), count) for value, count in self.table(name) if value != ""]
+            for name in ("kind", "silo", "round", "label", "decision")
+        }
         replaced: dict[str, int] = {}
-        for names, count in self._ask("SELECT replaced, COUNT(*) FROM lesson WHERE replaced != '' GROUP BY 1", []):
+        for names, count in self.table("replaced"):
             for name in names.split():
                 replaced[name] = replaced.get(name, 0) + count
         return {**found, "replaced": sorted(replaced.items())}
 
     def table(self, columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
-        """Counts of texts by some columns: (values..., how many)."""
-        return self._ask(f"SELECT {columns}, COUNT(*) FROM lesson WHERE {condition} GROUP BY {columns}", [])
+        """Counts of texts by some columns: (values..., how many), in order."""
+        key = (columns, condition, self._learned, self._decided if "decision" in columns + condition else 0)
+        if key not in self._tables:
+            query = f"SELECT {columns}, COUNT(*) FROM lesson WHERE {condition} GROUP BY {columns} ORDER BY {columns}"
+            self._tables[key] = self._ask(query, [])
+        return self._tables[key]
 
     def decide(self, lesson: str, verdict: str) -> None:
         """Note what was decided about a text."""
         with self._lock, self._base:
             self._base.execute("UPDATE lesson SET decision = ? WHERE id = ?", [verdict, lesson])
+            self._decided += 1
+            self._tables = {key: kept for key, kept in self._tables.items() if key[-1] in (0, self._decided)}
 
     def learn(self, fit: np.ndarray | None, twins: np.ndarray) -> None:
         """Take in what was computed of all texts.
@@ -195,6 +214,7 @@ class Index:
         with self._lock, self._base:
             rows = zip(fits, twins.tolist(), range(self.total), strict=True)
             self._base.executemany("UPDATE lesson SET fit = ?, twins = ? WHERE place = ?", rows)
+            self._learned += 1
 
     def _ask(self, query: str, values: list[Any]) -> list[tuple[Any, ...]]:
         with self._lock:

@@ -24,7 +24,7 @@ NEAR_DUPLICATE = 0.7
 """Jaccard index of word 3-grams from which two texts nearly repeat each other."""
 _CHUNK = 1024
 _BLEU_SAMPLE = 100
-_MAP_SAMPLE = 2000
+_MAP_SAMPLE = 1000
 _VERSION = 1
 
 
@@ -128,7 +128,7 @@ class Computing:
         measures = self._measures
         measures.embeddings = np.load(self._folder / "embeddings.npy")
         measures.twins, measures.diversity = np.array(found["twins"], dtype=np.int64), found["diversity"]
-        measures.points, measures.spread = _plane(measures.embeddings)
+        measures.points, measures.spread = plane(measures.embeddings)
         self._done()
         measures.progress = ""
 
@@ -203,8 +203,15 @@ def diversity_of(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _plane(embeddings: np.ndarray) -> tuple[list[tuple[int, float, float]], float]:
-    """Principal components of a sample, scaled to [0, 1]."""
+def plane(embeddings: np.ndarray) -> tuple[list[tuple[int, float, float]], float]:
+    """Where a sample of texts lies on the plane of its two widest directions (principal components).
+
+    Args:
+        embeddings: (texts, d).
+
+    Returns:
+        Place and two coordinates in [0, 1] of up to 1,000 texts, and the share of their variance that the plane holds.
+    """
     if len(embeddings) < 3:
         return [], 0.0
     drawn = np.sort(np.random.default_rng(0).permutation(len(embeddings))[:_MAP_SAMPLE])

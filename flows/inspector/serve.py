@@ -32,11 +32,13 @@ def serve(root: Path, by: str, port: int, *, browser: bool, say: Callable[[str],
         UserError: nothing is released there, or the port is taken.
         PrivacyError: a lesson's signature doesn't hold.
     """
+    say(f"reading what {root} released, and checking its signatures ...")
     inspector = Inspector(read_released(root), root / FILE, by)
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((_LOOPBACK, port))
+            listening.listen()  # whoever is quicker than the server waits
         except OSError as error:
             raise UserError(
                 f"this port can't be used ({error.strerror})", key="--port", remedy="name another, or 0 for any"
