@@ -54,7 +54,7 @@ class Lesson(Frozen):
     id: str
     kind: Literal["example", "instruction"]
     silo: str
-    """Name of the silo whose teacher wrote it."""
+    """Name of the silo whose teacher wrote it; `_review` where a reviewer edited it since."""
     round: int = Field(ge=1)
     prompt: str
     """The synthetic text; for an instruction, the instruction itself."""
@@ -66,7 +66,7 @@ class Lesson(Frozen):
     prompt_version: str
     """Version of the teacher's prompt that led to it."""
     signature: str
-    """Ed25519 signature (hex) of the silo over all other fields and the run id."""
+    """Ed25519 signature (hex) of the silo, or for `_review` of the run, over all other fields and the run id."""
 
     def example(self) -> Example:
         """The lesson as a training example."""
@@ -221,6 +221,8 @@ class RoundReport(Frozen):
     """The released instruction the student was given."""
     silos: tuple[SiloCounts, ...]
     lessons_per_class: dict[str, int]
+    reviewed: dict[str, int] = Field(default_factory=dict)
+    """What reviewers had decided about lessons of earlier rounds when this round chose: verdict -> how many."""
     topics_next: dict[str, float]
     """Share of each class asked for in the next round, from this report's aggregates."""
     metrics: tuple[Metric, ...]

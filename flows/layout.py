@@ -9,7 +9,9 @@ import numpy as np
 
 from tutelage.configs.records import Certificate, RoundReport
 from tutelage.flows.stage import Run
-from tutelage.privacy import certificate
+from tutelage.privacy import certificate, review
+from tutelage.privacy.custody import KEY, PUBLIC_KEY
+from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord, read_records
 
@@ -121,6 +123,16 @@ def lessons_path(run: Run, round: int) -> Path:
     return _released(run, round) / "lessons.jsonl"
 
 
+def review_path(run: Run) -> Path:
+    """What people decided about released texts, as they go."""
+    return run.dir.root / review.FILE
+
+
+def heeded_path(run: Run, round: int) -> Path:
+    """What they had decided when a round chose its lessons."""
+    return run.dir.vault / f"round-{round}" / review.FILE
+
+
 def instruction_path(run: Run, round: int) -> Path:
     return _released(run, round) / "instruction.txt"
 
@@ -179,7 +191,12 @@ def _released(run: Run, round: int) -> Path:
     return run.dir.release / f"round-{round}"
 
 
+def run_key(run: Run) -> SiloKey:
+    """The run's own, which signs its custody log and edited lessons."""
+    return SiloKey.load(run.dir.root / KEY)
+
+
 def public_keys(run: Run) -> dict[str, str]:
     """Silo -> its public key in hex."""
     keys: dict[str, str] = json.loads(public_keys_path(run).read_text())
-    return keys
+    return {**keys, review.SILO: (run.dir.root / PUBLIC_KEY).read_text().strip()}

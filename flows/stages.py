@@ -19,13 +19,13 @@ from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy,
 from tutelage.configs.store import canonical_json, file_digest, write_atomic
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
-from tutelage.privacy import canaries
+from tutelage.privacy import canaries, review
 from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import indexed_texts
 from tutelage.privacy.partition import controls, partition
 from tutelage.privacy.pii import Scrubber
-from tutelage.privacy.release import release
+from tutelage.privacy.release import release, reviewed
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, write_records
@@ -162,10 +162,20 @@ def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
-@stage(version=2)
+@stage(version=3)
 def aggregate(run: Run, round: int) -> Done:
-    """All rounds' and silos' lessons become the set the student learns from, and one instruction."""
-    recipe, lessons = run.recipe, layout.all_lessons(run, round)
+    """All rounds' and silos' lessons become the set the student learns from, and one instruction.
+
+    What reviewers decided up to now (`tutelage inspect`) holds: rejected lessons are left out, edited ones as edited.
+    """
+    recipe, decisions = run.recipe, review.read(layout.review_path(run))
+    lessons = reviewed(
+        layout.all_lessons(run, round),
+        decisions,
+        key=layout.run_key(run),
+        scrubber=scrubber(recipe.screen),
+        public_completions=labels(recipe),
+    )
     voted = recipe.aggregate.method == "vote"
     votes = [run.facts(f"round-{round}/vote-{silo}")["votes"] for silo in run.silos] if voted else []
     chosen, per_class = aggregation.aggregate(
@@ -175,7 +185,10 @@ def aggregate(run: Run, round: int) -> Done:
     path = lessons.select(chosen).save(layout.lessons_path(run, round))
     wording = prompts.compose_instruction(recipe.task, advice) + "\n"
     instruction = write_atomic(layout.instruction_path(run, round), wording)
-    return [path, instruction], {"per_class": per_class, "lessons_digest": file_digest(path)}
+    heeded = "".join(canonical_json(one.model_dump(exclude_none=True)) + "\n" for one in decisions.values())
+    files = [path, instruction, write_atomic(layout.heeded_path(run, round), heeded, mode=0o600)]
+    counts = review.counts(decisions)
+    return files, {"per_class": per_class, "lessons_digest": file_digest(path), "reviewed": counts}
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

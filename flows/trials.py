@@ -18,7 +18,7 @@ from tutelage.flows import formal, layout, registry
 from tutelage.flows.data_card import data_card
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
-from tutelage.privacy import custody, gate
+from tutelage.privacy import custody, gate, review
 from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.attacks.suite import SURFACES
 from tutelage.privacy.drafts import read_drafts
@@ -145,7 +145,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
-@stage(version=3)
+@stage(version=4)
 def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
     recipe = run.recipe
@@ -157,7 +157,8 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
         public_completions=labels(recipe),
         embeddings=layout.embeddings(run, silo),
     )
-    overlaps = index.measure([lesson.prompt for lesson in layout.all_lessons(run, round)])
+    edited = [lesson for lesson in layout.lessons(run, round) if lesson.silo == review.SILO]
+    overlaps = index.measure([lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]])
     test = [one.text for one in read_records(layout.evaluation_path(run, "test"))]
     return [], {"overlap": overlap_audit.summarise(overlaps), "test_seen": contamination.seen(index, test)}
 
@@ -212,6 +213,7 @@ def judge_round(run: Run, round: int) -> Done:
         instruction=layout.instruction(run, round),
         silos=tuple(_silo_counts(run, round, silo, records[silo], certified.get(silo)) for silo in run.silos),
         lessons_per_class=aggregated["per_class"],
+        reviewed=aggregated["reviewed"],
         topics_next=run.facts(at + "measure")["topics"],
         metrics=tuple(metrics),
         roc=tuple(Curve(**row) for name in attacks for row in run.facts(name)["roc"]),

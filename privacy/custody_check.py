@@ -2,9 +2,10 @@
 
 Reads only, and needs neither Prefect nor torch. See privacy/custody.py for the log and for what it can't prove.
 
-Every file must be answered for by a statement, but for the log itself, `lock` while it is empty, and the tracebacks in
-vault/errors. Released lessons and certificates are checked under the silos' own keys besides, and certificates against
-the silos' ledgers, by their chain of hashes only: `tutelage audit recompute` rebuilds what they claim.
+Every file must be answered for by a statement, but for the log itself, `lock` while it is empty, the tracebacks in
+vault/errors, and review.jsonl, to which people add between rounds. Released lessons and certificates are checked under
+the silos' own keys besides, and certificates against the silos' ledgers, by their chain of hashes only: `tutelage audit
+recompute` rebuilds what they claim.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.store import file_digest
-from tutelage.privacy import custody
+from tutelage.privacy import custody, review
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.statements import FOUND, REPORT, RUN, Chain, Statement, Tags, pinned_key, read_chain
 
@@ -216,6 +217,9 @@ def _check_files(root: Path, checked: Checked, tags: Tags, released: bool) -> No
         if statement is None:
             if name == LOCK and plain and not path.stat().st_size:
                 continue
+            if name == review.FILE and plain:
+                checked.notes.append(f"not covered: {name}, where people decide; what a round heeded of it is")
+                continue
             if name.startswith(custody.ERRORS):
                 checked.notes.append(f"not covered: {name}, what happened when a stage failed")
             elif chain.problems or not chain.lines:
@@ -262,6 +266,7 @@ def _check_released(root: Path, checked: Checked) -> None:
     """Lessons and certificates; files that changed have been named already."""
     run_id, answers = checked.chain.statements[0].run_id, checked.chain.answers()
     keys: dict[str, str] = json.loads((root / SILO_KEYS).read_text())
+    keys[review.SILO] = pinned_key((root / custody.LOG).read_bytes()) or ""
     lessons = filter(_LESSONS.fullmatch, checked.digests)
     certificates = [match for match in map(_CERTIFICATE.fullmatch, checked.digests) if match]
     ledgers = _ledgers(root) if certificates and custody.RECIPE in checked.digests else None

@@ -22,6 +22,7 @@ from tutelage.configs.errors import PrivacyError
 from tutelage.configs.records import Example, Lesson
 from tutelage.configs.schema import ScreenConfig
 from tutelage.configs.store import canonical_json, digest, read_jsonl, write_jsonl
+from tutelage.privacy import review
 from tutelage.privacy.control_tokens import without_control_tokens
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.keys import SiloKey
@@ -116,7 +117,7 @@ class LessonSet:
         Args:
             path: What `save` wrote.
             run_id: The run the lessons must have been signed for.
-            public_keys: Silo name -> its public key in hex.
+            public_keys: Silo name -> its public key in hex; and `review.SILO` -> the run's.
 
         Raises:
             PrivacyError: a lesson that is forged, edited, unsigned, in the file twice, or of an unknown silo.
@@ -229,6 +230,48 @@ def release(
         candidates = _drop_copies(candidates, index, screen, dropped)
     lessons = [_sign(candidate, silo, round, run_id, key) for candidate in candidates]
     return Released(LessonSet(lessons, run_id, _SEAL), dict(dropped), replaced)
+
+
+def reviewed(
+    lessons: LessonSet,
+    decisions: Mapping[str, review.Decision],
+    *,
+    key: SiloKey,
+    scrubber: Scrubber,
+    public_completions: frozenset[str] = frozenset(),
+) -> LessonSet:
+    """What reviewers leave of some lessons: rejected ones are gone, edited ones are as they were edited.
+
+    What was released is all that a reviewer sees, so an edit is post-processing; personal data that they wrote into it
+    is replaced all the same.
+
+    Args:
+        lessons: Released ones.
+        decisions: Lesson id -> decision; those about other lessons are passed over.
+        key: The run's, which signs edited lessons as `review.SILO`'s.
+        scrubber: As for `release`.
+        public_completions: As for `release`.
+
+    Returns:
+        The lessons in the same order, under the same ids.
+    """
+    kept = []
+    for lesson in lessons:
+        decision = decisions.get(lesson.id)
+        if decision is None or decision.verdict in ("accept", "open"):
+            kept.append(lesson)
+        elif decision.verdict == "edit":
+            assert decision.prompt is not None
+            assert decision.completion is not None
+            draft = Draft(
+                lesson.id, lesson.kind, decision.prompt, decision.completion, lesson.prompt_version, lesson.mechanism
+            )
+            [edited], _ = _scrub([draft], scrubber, ScreenConfig(), public_completions)
+            changes = {"silo": review.SILO, "prompt": edited.prompt, "completion": edited.completion, "signature": ""}
+            unsigned = lesson.model_copy(update=changes)
+            signature = key.sign(_payload(unsigned.model_dump(), lessons.run_id)).hex()
+            kept.append(unsigned.model_copy(update={"signature": signature}))
+    return LessonSet(kept, lessons.run_id, _SEAL)
 
 
 def cleaned(

@@ -18,6 +18,9 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.records import Frozen
 from tutelage.configs.store import canonical_json
 
+SILO = "_review"
+"""Whose the lessons are that a reviewer edited: the run's key signs them. No silo can have this name."""
+
 FILE = "review.jsonl"
 """In the run's folder. Decisions that no round has read yet are signed by nobody."""
 

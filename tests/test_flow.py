@@ -21,12 +21,13 @@ from drive import drive, printed, start
 from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
 from tampering import findings, flips, found, log_lines, named, payload
 
-from tutelage.configs.errors import UserError
+from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.store import canonical_json
 from tutelage.flows import layout, stages
 from tutelage.flows.stage import create_run, open_run, release_digests
 from tutelage.flows.verify import verify_run
+from tutelage.privacy import review
 from tutelage.privacy.custody import LOG
 from tutelage.privacy.release import LessonSet
 from tutelage.students import publish
@@ -281,6 +282,39 @@ def test_a_rounds_folder_opens_with_datasets(honest_run: tuple[Path, int, str], 
     assert report.protection in card
     for silo in report.silos:
         assert silo.silo in card
+
+
+def test_the_next_round_learns_what_reviewers_left(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(honest_run[0], root)
+    run = open_run(root)
+    spam = [lesson for lesson in layout.lessons(run, 2) if lesson.completion == "spam"]
+    edited, other, rejected = spam[0], spam[1], spam[-1]
+    by = {"by": "ann", "at": "2026-01-01T00:00:00+00:00"}
+    text = "Reviewed: write to ann@example.org about the offer."
+    for one in (
+        review.Decision(lesson=rejected.id, verdict="reject", **by),
+        review.Decision(lesson=edited.id, verdict="edit", prompt=text, completion="spam", **by),
+        review.Decision(lesson=other.id, verdict="accept", **by),
+        review.Decision(lesson="of-no-run", verdict="reject", **by),
+    ):
+        review.append(layout.review_path(run), one)
+    checked = verify_run(root)
+    assert checked.findings == []
+    assert [note for note in checked.notes if "review.jsonl" in note]
+    files, facts = stages.aggregate.__wrapped__(run, 2)  # type: ignore[attr-defined]
+    assert facts["reviewed"] == {"reject": 2, "edit": 1, "accept": 1}
+    assert layout.heeded_path(run, 2) in files
+    chosen = {lesson.id: lesson for lesson in layout.lessons(run, 2)}  # every signature is verified
+    assert rejected.id not in chosen
+    assert other.id in chosen
+    assert chosen[edited.id].silo == review.SILO
+    assert chosen[edited.id].prompt == text.replace("ann@example.org", "<EMAIL_ADDRESS>")
+    assert edited in layout.all_lessons(run, 2).lessons  # what the silo signed stays
+    forged = layout.lessons_path(run, 2)
+    forged.write_text(forged.read_text().replace("Reviewed:", "Replaced:"))
+    with pytest.raises(PrivacyError, match="signature"):
+        layout.lessons(run, 2)
 
 
 # ---- its chain of custody -----------------------------------------------------------------------------------------

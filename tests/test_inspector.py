@@ -163,6 +163,14 @@ def test_filters_leave_what_they_say(
     ]
 
 
+def test_fields_left_empty_ask_for_nothing(site: Site) -> None:
+    page = site.get(
+        "/?q=mon&silo=&label=spam&round=&kind=&decision=&replaced=&learned=&twins=&words_min=&fit_max=&sort="
+    )
+    assert page.status_code == 200
+    assert "6 of 18 texts" in page.text
+
+
 def test_what_can_be_filtered_by_is_counted(site: Site) -> None:
     facets = site.inspector.index.facets()
     assert facets["silo"] == [("north", 9), ("south", 9)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutelage.configs.records import Lesson
 from tutelage.privacy.pii import PLACEHOLDER
@@ -57,6 +57,12 @@ class Filters(BaseModel):
     words_max: int | None = Field(None, ge=0)
     fit_max: float | None = None
     sort: Sort = "release"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_fields(cls, asked: Any) -> Any:
+        """A form sends every field, also those that were left empty."""
+        return {name: value for name, value in asked.items() if value != ""} if isinstance(asked, dict) else asked
 
     def where(self) -> tuple[str, list[Any]]:
         """An SQL condition on `lesson`, and its parameters."""

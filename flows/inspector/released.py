@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson, RoundReport
+from tutelage.privacy import review
+from tutelage.privacy.custody import PUBLIC_KEY
 from tutelage.privacy.release import LessonSet
 
 _ROUND = re.compile(r"round-([1-9][0-9]*)")
@@ -56,6 +58,9 @@ def read_released(root: Path) -> Released:
     )
     run_id, name, labels = _described(root, reports)
     keys = json.loads(_inside(release, release / "public_keys.json").read_text())
+    run_key = _inside(release, root / PUBLIC_KEY)
+    if run_key.exists():  # it signs what reviewers edited
+        keys[review.SILO] = run_key.read_text().strip()
     every = LessonSet.combine([LessonSet.load(_inside(release, file), run_id, keys) for file in texts])
     chosen = [folder / "lessons.jsonl" for folder in rounds if (folder / "lessons.jsonl").exists()]
     last = LessonSet.load(_inside(release, chosen[-1]), run_id, keys) if chosen else ()
