@@ -119,6 +119,16 @@ class Override(Frozen):
     reason: str = Field(min_length=20, max_length=2000)
 
 
+class Approval(Frozen):
+    """What a person decided about a student that its gate passed."""
+
+    approved: bool
+    by: str = Field(min_length=3, max_length=100)
+    reason: str = Field(min_length=3, max_length=2000)
+    at: str
+    """UTC, ISO 8601."""
+
+
 class Curve(Frozen):
     """An attack's ROC curve: how many members it finds at each share of false alarms."""
 

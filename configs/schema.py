@@ -314,6 +314,8 @@ class GateRule(Section):
 
 class GateConfig(Section):
     rules: tuple[GateRule, ...] = Field(min_length=1)
+    approval: bool = False
+    """Whether a person must approve what the rules have passed (`tutelage approve`): the run stops there until then."""
 
 
 class Recipe(Section):

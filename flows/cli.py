@@ -1,7 +1,7 @@
 """The command line.
 
 Exit codes: 0 done (and every gate passed); 1 a defect; 2 something you can mend; 3 a gate held a student back;
-4 a privacy guarantee would have been broken; 130 interrupted.
+4 a privacy guarantee would have been broken; 5 a person's approval is awaited; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tutelage.flows.stage import Run
 
 REFUSED = 3
+WAITS = 5
 INTERRUPTED = 130
 SHOW_MESSAGES = "TUTELAGE_SHOW_MESSAGES"
 _QUIET = {
@@ -182,7 +183,7 @@ def list_runs(
     root: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """List the runs in a folder, and how far each is."""
-    from tutelage.flows import layout
+    from tutelage.flows import approve, layout
     from tutelage.flows.stage import open_run
 
     rows = []
@@ -190,6 +191,7 @@ def list_runs(
         run = open_run(written.parent)
         outcomes = ["passed" if report.decision.passed else "refused" for report in layout.reports(run)]
         state = outcomes[-1] if len(outcomes) == run.recipe.rounds else "unfinished"
+        state = "waits for approval" if approve.waiting(run) else state
         rows.append(
             {
                 "run": str(written.parent),
@@ -252,6 +254,38 @@ def inspect(
 
 
 @app.command()
+def approve(
+    run_dir: RunPath,
+    by: Annotated[str, typer.Option("--by", help="Your name.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for all to read.")],
+    round: Annotated[int | None, typer.Option("--round", help="Default: the one that waits.")] = None,
+    decline: Annotated[
+        bool, typer.Option("--decline", help="Say no: it is not published, and the run goes on.")
+    ] = False,
+) -> None:
+    """Approve a student that its gate has passed, or decline it; for runs with `gate.approval`."""
+    from pydantic import ValidationError
+
+    from tutelage.configs.store import RunDir
+    from tutelage.flows import approve as word
+    from tutelage.flows.stage import open_run
+
+    run = open_run(run_dir)
+    round = round or word.waiting(run) or run.recipe.rounds
+    with RunDir(run_dir).locked():
+        try:
+            made = word.decide(run, round, approved=not decline, by=by.strip(), reason=reason.strip())
+        except ValidationError:
+            raise UserError(
+                "who decides gives a name and a reason of 3 letters or more",
+                key="--by" if len(by.strip()) < 3 else "--reason",
+                remedy='--by "Your Name" --reason "..."; both stand on the model card and in the log',
+            ) from None
+    said = "approved" if made.approved else "declined"
+    typer.echo(f"round {round} {said} by {made.by}; go on with: tutelage resume {run_dir}")
+
+
+@app.command()
 def publish(
     run_dir: RunPath,
     round: Annotated[int | None, typer.Option("--round", help="Default: the last.")] = None,
@@ -289,6 +323,17 @@ def publish(
             if not outcome.passed:
                 typer.echo(f"refused: {outcome.rule}: {outcome.reason}", err=True)
         raise typer.Exit(REFUSED)
+    if run.recipe.gate.approval:
+        from tutelage.flows import approve
+
+        word = approve.approval(run, round)
+        if word is None:
+            raise UserError(f"round {round} waits for approval", file=run_dir, remedy=f"tutelage approve {run_dir}")
+        if not word.approved:
+            typer.echo(f"declined by {word.by}, {word.at}: {word.reason}", err=True)
+            raise typer.Exit(REFUSED)
+    if not run.dir.manifest_path(f"round-{round}/publish_student").exists():
+        raise UserError(f"round {round} is not published yet", file=run_dir, remedy=f"tutelage resume {run_dir}")
     published = run.facts(f"round-{round}/publish_student")["published"]
     typer.echo(str(layout.registry_path(run) / run.recipe.name / published))
 
@@ -415,12 +460,21 @@ def _check_models(recipe: Recipe) -> None:
 def _finish(run: Run, jobs: int) -> None:
     """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
+    from tutelage.flows import approve
     from tutelage.flows.distill import distill
     from tutelage.flows.server import start_embedded
 
     start_embedded()
     passed = distill(str(run.dir.root.resolve()), jobs)
     _show(run)
+    waits = approve.waiting(run)
+    if waits:
+        typer.echo(
+            f"Round {waits} waits for a person. Look at it: tutelage inspect {run.dir.root}\n"
+            f'Decide: tutelage approve {run.dir.root} --by "Your Name" --reason "..."   (or --decline), '
+            f"then: tutelage resume {run.dir.root}"
+        )
+        raise typer.Exit(WAITS)
     if not all(passed.values()):
         raise typer.Exit(REFUSED)
 

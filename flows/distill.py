@@ -8,9 +8,12 @@ once if it is complete.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
-from tutelage.flows import attacks, stages, trials
+from tutelage.flows import approve, attacks, stages, trials
+from tutelage.flows.stage import Pending, open_run
 from tutelage.flows.workers import working
 from tutelage.privacy.attacks.suite import SURFACES
 
@@ -31,7 +34,10 @@ def distill(run_dir: str, jobs: int = 1) -> dict[str, object]:
 
 
 def run_rounds(run_dir: str) -> dict[str, object]:
-    """All rounds. With workers a stage begins as soon as those in its `after` are finished."""
+    """All rounds, or those up to one that waits for a person.
+
+    With workers a stage begins as soon as those in its `after` are finished.
+    """
     prepared = stages.prepare(run_dir, after=[])
     silos = sorted(prepared.facts["records"])
     indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}
@@ -68,7 +74,13 @@ def run_rounds(run_dir: str) -> dict[str, object]:
 
         found = [*tested, measured, upper, *brackets.values(), *attacked, seen, *certified, *audits]
         judged = trials.judge_round(run_dir, round, after=found)
-        published = trials.publish_student(run_dir, round, after=[student, judged])
+        decided = []
+        if prepared.facts["approval"] and judged.facts["passed"]:
+            word = approve.manifest(open_run(Path(run_dir)), round)
+            if word is None:
+                break  # a person's turn: `tutelage approve`, and then this goes on
+            decided = [Pending(word)]
+        published = trials.publish_student(run_dir, round, after=[student, judged, *decided])
         rounds.append((judged, published))
     [published.manifest for _, published in rounds]
     return {str(round): judged.facts["passed"] for round, (judged, _) in enumerate(rounds, 1)}

@@ -6,19 +6,20 @@ from pathlib import Path
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import hub_name, load_tokenizer, resolve_model
-from tutelage.configs.records import Override
+from tutelage.configs.records import Approval, Override
 from tutelage.flows import layout
 from tutelage.flows.stage import Done, Run, by_hand
 from tutelage.students import publish
 
 
-def publish_round(run: Run, round: int, override: Override | None = None) -> Path:
+def publish_round(run: Run, round: int, *, override: Override | None = None, approval: Approval | None = None) -> Path:
     """Publish a round's student as its recipe's next version.
 
     Args:
         run: The run.
         round: A finished one.
         override: Who publishes it although its gate refused.
+        approval: Who approved what its gate passed, where the recipe asks for that.
 
     Returns:
         The version's folder.
@@ -39,6 +40,7 @@ def publish_round(run: Run, round: int, override: Override | None = None) -> Pat
         base_name=hub_name(run.recipe.student.base),
         tokenizer=load_tokenizer(resolve_model(run.recipe.student.base)),
         override=override,
+        approval=approval,
     )
 
 
@@ -50,7 +52,7 @@ def publish_by_hand(run: Run, round: int, override: Override) -> Path:
     """
 
     def body(run: Run, round: int) -> Done:
-        target = publish_round(run, round, override)
+        target = publish_round(run, round, override=override)
         return [], {"published": target.name, **override.model_dump()}
 
     after = [f"round-{round}/judge_round", f"round-{round}/learn"]

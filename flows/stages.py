@@ -36,7 +36,7 @@ from tutelage.teachers.engines.transformers import TransformersEngine
 # ---- once a run -------------------------------------------------------------------------------------------------
 
 
-@stage(version=2)
+@stage(version=3)
 def prepare(run: Run) -> Done:
     """Deal the records out to silos, test set and non-members; plant the canaries; make the silos' keys.
 
@@ -73,6 +73,7 @@ def prepare(run: Run) -> Done:
         "near_duplicates_unused": dealt.twins_unused,
         "brackets": brackets(recipe),
         "rounds": recipe.rounds,
+        "approval": recipe.gate.approval,
     }
     return files, facts
 

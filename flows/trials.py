@@ -14,7 +14,7 @@ from tutelage.configs.models import hub_name, load_model, resolve_model
 from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.configs.store import digest, write_atomic
-from tutelage.flows import formal, layout, registry
+from tutelage.flows import approve, formal, layout, registry
 from tutelage.flows.data_card import data_card
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
@@ -235,12 +235,15 @@ def judge_round(run: Run, round: int) -> Done:
     return files, {"passed": report.decision.passed}
 
 
-@stage(version=1)
+@stage(version=2)
 def publish_student(run: Run, round: int) -> Done:
-    """Put a passed adapter into the registry. A refused one stays where it is, in the vault."""
+    """Put a passed adapter into the registry. One that the gate or a person refused stays where it is, in the vault."""
     if not run.facts(f"round-{round}/judge_round")["passed"]:
         return [], {"published": None}
-    return [], {"published": registry.publish_round(run, round).name}
+    word = approve.approval(run, round) if run.recipe.gate.approval else None
+    if run.recipe.gate.approval and (word is None or not word.approved):
+        return [], {"published": None}
+    return [], {"published": registry.publish_round(run, round, approval=word).name}
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

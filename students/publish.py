@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tutelage.configs.errors import PrivacyError, UserError
-from tutelage.configs.records import GateDecision, Metric, Override, RoundReport, RuleOutcome
+from tutelage.configs.records import Approval, GateDecision, Metric, Override, RoundReport, RuleOutcome
 from tutelage.configs.store import digest, file_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def publish(
     base_name: str,
     tokenizer: PreTrainedTokenizerBase,
     override: Override | None = None,
+    approval: Approval | None = None,
 ) -> Path:
     """Put an adapter that passed its gate into the registry, as the next version.
 
@@ -67,6 +68,7 @@ def publish(
         base_name: Public name of the base model.
         tokenizer: The base's tokenizer, put beside the adapter.
         override: Who wants it published although its gate refused, and why. It stands first on the model card.
+        approval: Who approved it, and why, where a person has to. It stands on the model card.
 
     Returns:
         The version's folder. It is complete when it appears, and never changed afterwards.
@@ -77,6 +79,8 @@ def publish(
         UserError: the name can't be used, there is no adapter, or there is nothing to override.
     """
     _check(adapter, name, decision, report, base_name, override)
+    if approval is not None and not approval.approved:
+        raise PrivacyError("a person declined this student: it stays in the vault")
     shelf = registry / name
     shelf.mkdir(parents=True, exist_ok=True)
     public = public_report(report).model_copy(update={"override": override})
@@ -87,7 +91,7 @@ def publish(
             shutil.copyfile(adapter / file, staged / file)
         _save_tokenizer(tokenizer, staged)
         write_atomic(staged / "report.json", public.model_dump_json(indent=1) + "\n")
-        write_atomic(staged / "README.md", model_card(name, public, base_name))
+        write_atomic(staged / "README.md", model_card(name, public, base_name, approval))
         target = _place(staged, shelf)
     _write_index(shelf)
     return target
@@ -106,7 +110,7 @@ def public_report(report: RoundReport) -> RoundReport:
     )
 
 
-def model_card(name: str, report: RoundReport, base_name: str) -> str:
+def model_card(name: str, report: RoundReport, base_name: str, approval: Approval | None = None) -> str:
     """README.md of a published student: hub front matter, what it is, its figures, its gate."""
     head = {
         "base_model": base_name,
@@ -128,7 +132,7 @@ def model_card(name: str, report: RoundReport, base_name: str) -> str:
         f"**Protection.** {report.protection}\n\n"
         f"## Use\n\nGive it this system prompt, the one it was trained with:\n\n{_quoted(report.instruction)}\n\n"
         f"## Figures\n\n{_table(report.metrics)}\n"
-        f"## Gate\n\n{outcomes}\n"
+        f"## Gate\n\n{outcomes}{_approved(approval)}\n"
         f"Lessons `{report.lessons_digest}`, adapter `{report.adapter_digest}`, recipe `{report.recipe_digest}`.\n"
     )
 
@@ -163,6 +167,12 @@ def _warning(override: Override | None) -> str:
         "> **This student was refused by its gate and published all the same**, "
         f"by {_one_line(override.by)}, who gives this reason:\n>\n{_quoted(override.reason)}\n\n"
     )
+
+
+def _approved(approval: Approval | None) -> str:
+    if approval is None:
+        return ""
+    return f"\nApproved by {_one_line(approval.by)}, {approval.at}:\n\n{_quoted(approval.reason)}\n"
 
 
 def _one_line(text: str) -> str:

@@ -21,9 +21,12 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
 from tutelage.flows import layout, stages, trials
+from tutelage.flows.approve import approval, decide, waiting
 from tutelage.flows.budget import accounts
+from tutelage.flows.cli import REFUSED, WAITS
 from tutelage.flows.figures import ceiling
 from tutelage.flows.stage import create_run, open_run
+from tutelage.flows.verify import verify_run
 from tutelage.privacy import accounting, certificate
 from tutelage.privacy.allocation import Allocation
 from tutelage.privacy.ledger import BudgetError
@@ -46,12 +49,14 @@ def formal_recipe(path: Path, model: Path, privacy: dict[str, Any], **changes: A
 def formal_run(
     mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """One round at ε = 4 with both brackets, killed in the midst of teaching and resumed by two workers.
+    """One round at ε = 4 with both brackets, killed in the midst of teaching, resumed by two workers, then approved.
 
     Its folder, and what it said.
     """
     folder = tmp_path_factory.mktemp("formal")
-    recipe = write_recipe(folder, formal_recipe(mails[0], tiny_model, PRIVATE))
+    made = formal_recipe(mails[0], tiny_model, PRIVATE)
+    made["gate"]["approval"] = True
+    recipe = write_recipe(folder, made)
     process = start("own", "run", str(recipe), "--run-dir", str(folder / "run"), output=folder / "said")
     for line in printed(process, folder / "said"):
         if line.split() == ["round-1/teach-silo-0", "..."]:
@@ -61,8 +66,14 @@ def formal_run(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     code, said = drive("own", "resume", "--jobs", "2", str(folder / "run"), output=folder / "said-2")
-    assert code == 0, said[-2000:]
-    return folder / "run", said
+    assert code == WAITS, said[-2000:]
+    assert "round-1/publish_student" not in said
+    code, _ = drive("own", "approve", str(folder / "run"), "--by", "Ann", "--reason", "It reads well.",
+                    output=folder / "said-3")  # fmt: skip
+    assert code == 0
+    code, last = drive("own", "resume", str(folder / "run"), output=folder / "said-4")
+    assert code == 0, last[-2000:]
+    return folder / "run", said + last
 
 
 @pytest.fixture
@@ -111,6 +122,40 @@ def test_the_brackets_stand_beside_it_and_only_zero_may_leave(formal_run: tuple[
     long_ones = [text for text in unprotected if len(text) > 12]
     assert long_ones
     assert not [text for text in long_ones if json.dumps(text)[1:-1].encode() in released]
+
+
+def test_an_approval_stands_in_the_log_and_on_the_card(copied: Path) -> None:
+    run = open_run(copied)
+    word = approval(run, 1)
+    assert word
+    assert (word.approved, word.by, word.reason) == (True, "Ann", "It reads well.")
+    with pytest.raises(UserError, match="approved by Ann already"):
+        decide(run, 1, approved=False, by="Bob", reason="I say no.")
+    card = (layout.registry_path(run) / "small" / "v1" / "README.md").read_text()
+    assert f"Approved by Ann, {word.at}:\n\n> It reads well." in card
+    checked = verify_run(copied)
+    assert checked.findings == []
+    assert "round-1/approve" in checked.stages()
+    assert "round-1/approve" in [name for name, _ in checked.stages()["round-1/publish_student"].materials]
+    manifest = run.dir.manifest_path("round-1/approve")
+    manifest.write_text(manifest.read_text().replace("Ann", "Eve"))
+    assert approval(run, 1) is None  # a word that the log doesn't know is none
+
+
+def test_what_a_person_declined_stays_in_the_vault(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(copied)
+    run.dir.manifest_path("round-1/approve").unlink()
+    assert waiting(run) == 1
+    assert call(monkeypatch, "publish", str(copied)) == UserError.exit_code
+    assert call(monkeypatch, "list", str(copied.parent)) == 0
+    assert "waits for approval" in capsys.readouterr().out
+    decide(run, 1, approved=False, by="Bob", reason="Half of it is about one offer.")
+    assert waiting(run) is None
+    assert trials.publish_student.__wrapped__(run, 1) == ([], {"published": None})  # type: ignore[attr-defined]
+    assert call(monkeypatch, "publish", str(copied)) == REFUSED
+    assert "declined by Bob" in capsys.readouterr().err
 
 
 def test_the_data_card_gives_the_guarantee(formal_run: tuple[Path, str]) -> None:
