@@ -64,7 +64,15 @@ def memoriser(canaries: Sequence[Canary], strength: float = 100.0, seed: int = 0
 
 
 def independent(seed: int) -> Callable[[Sequence[str]], np.ndarray]:
-    return lambda texts: np.random.default_rng(seed).normal(size=len(texts))
+    rng = np.random.default_rng(seed)
+    return lambda texts: rng.normal(size=len(texts))
+
+
+def test_candidates_of_a_canary_are_scored_together():
+    """They share their beginning: a scorer runs it once."""
+    canaries, asked = make(0, candidates=3), []
+    attack(canaries, lambda texts: asked.append(list(texts)) or np.zeros(len(texts)), n_resamples=10)
+    assert asked == [canary.texts() for canary in canaries]
 
 
 def values(metrics) -> dict[str, float]:
@@ -250,7 +258,7 @@ def test_no_canaries_at_all():
 
 def test_wrong_shapes_are_errors():
     canaries = make(0)
-    with pytest.raises(ValueError, match="512 texts"):
+    with pytest.raises(ValueError, match="64 texts"):
         attack(canaries, lambda texts: np.zeros(3))
     with pytest.raises(ValueError, match="different numbers"):
         attack([*canaries, *make(1, candidates=3)], independent(0))

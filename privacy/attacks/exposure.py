@@ -157,7 +157,8 @@ def attack(
     Args:
         canaries: Members and non-members.
         score: Takes texts and gives one number each, higher = the model likes it more: log-likelihoods under the
-            student, or their difference to the base model's. Called once, with all candidates of all canaries.
+            student, or their difference to the base model's. Called once for each canary, with all its candidates: they
+            share their beginning, which a scorer need run only once.
         prefix: First part of the metrics' names.
         n_resamples: Of the bootstrap.
         seed: Of the bootstrap.
@@ -179,11 +180,13 @@ def attack(
     if len(sizes) > 1:
         raise ValueError("the canaries have different numbers of candidates")
     size = sizes.pop() if sizes else 0
-    texts = [text for canary in canaries for text in canary.texts()]
-    scores = np.asarray(score(texts) if texts else [], dtype=np.float64)
-    if scores.shape != (len(texts),):
-        raise ValueError(f"{len(texts)} texts need as many scores, not {scores.shape}")
-    scores, index = scores.reshape(len(canaries), size), np.array([canary.index for canary in canaries], dtype=np.int64)
+    scores = np.zeros((len(canaries), size))
+    for row, canary in zip(scores, canaries, strict=True):
+        given = np.asarray(score(canary.texts()), dtype=np.float64)
+        if given.shape != (size,):
+            raise ValueError(f"{size} texts need as many scores, not {given.shape}")
+        row[:] = given
+    index = np.array([canary.index for canary in canaries], dtype=np.int64)
     ranks, late = true_ranks(scores, index)
     member = np.array([canary.member for canary in canaries], dtype=bool)
     fitted = skew_normal_exposure(scores[member], index[member])
