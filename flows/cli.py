@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.flows.cli_audit import audit
+from tutelage.flows.cli_options import AsJson, Jobs, Overrides, RecipePath, RunPath
 
 if TYPE_CHECKING:
+    from tutelage.configs.records import Override
     from tutelage.configs.schema import Recipe
     from tutelage.flows.bargain import Bargain
     from tutelage.flows.stage import Run
@@ -51,14 +54,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
-RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set teach.temperature=0.8")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, max=64, help="Stages at once, a process each; every one holds its own models.")
-]
 
 
 @app.command()
@@ -292,50 +287,73 @@ def publish(
     override: Annotated[bool, typer.Option("--override", help="Publish although the gate refused.")] = False,
     by: Annotated[str, typer.Option("--by", help="With --override: your name.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="With --override: why, for all to read.")] = "",
+    to: Annotated[
+        str | None, typer.Option("--to", help="Also put it there: a folder, s3://BUCKET/FOLDER, hf://ORG/NAME.")
+    ] = None,
+    latest: Annotated[
+        str | None, typer.Option("--latest", help="With --to: publish nothing, make this version the latest again.")
+    ] = None,
 ) -> None:
-    """Say where a run's student was published; with --override publish one that its gate refused."""
-    from pydantic import ValidationError
+    """Say where a run's student was published, or put it where others get it.
 
-    from tutelage.configs.records import Override
+    Only what its gate has passed, and a person approved where the recipe asks for that, unless somebody overrides it.
+    """
     from tutelage.configs.store import RunDir
     from tutelage.flows import layout, registry
     from tutelage.flows.stage import open_run
+    from tutelage.students import targets
 
     run = open_run(run_dir)
+    if latest is not None:
+        if to is None:
+            raise UserError("where is it to be the latest?", key="--latest", remedy="name the place with --to")
+        typer.echo(targets.make_latest(to, run.recipe.name, latest))
+        return
     round = run.recipe.rounds if round is None else round
     if not layout.report_path(run, round).exists():
         raise UserError(f"round {round} is not finished", file=run_dir, remedy=f"tutelage resume {run_dir}")
-    decision = layout.report(run, round).decision
     if override:
-        try:
-            said = Override(by=by.strip(), reason=reason.strip())
-        except ValidationError:
-            raise UserError(
-                "who overrides a gate gives a name (3 letters or more) and a reason (20 or more)",
-                key="--by" if len(by.strip()) < 3 else "--reason",
-                remedy='--override --by "Your Name" --reason "..."; both stand on the model card and in the log',
-            ) from None
         with RunDir(run_dir).locked():
-            typer.echo(str(registry.publish_by_hand(run, round, said)))
-        return
+            typer.echo(str(registry.publish_by_hand(run, round, _override(by, reason))))
+    else:
+        _stop_if_refused(run, round)
+        typer.echo(str(registry.published_version(run, round)))
+    if to is not None:
+        typer.echo(registry.send_round(run, round, to))
+
+
+def _override(by: str, reason: str) -> Override:
+    from pydantic import ValidationError
+
+    from tutelage.configs.records import Override
+
+    try:
+        return Override(by=by.strip(), reason=reason.strip())
+    except ValidationError:
+        raise UserError(
+            "who overrides a gate gives a name (3 letters or more) and a reason (20 or more)",
+            key="--by" if len(by.strip()) < 3 else "--reason",
+            remedy='--override --by "Your Name" --reason "..."; both stand on the model card and in the log',
+        ) from None
+
+
+def _stop_if_refused(run: Run, round: int) -> None:
+    """Say why a round's student is not published, where its gate or a person refused it."""
+    from tutelage.flows import approve, layout
+
+    decision = layout.report(run, round).decision
+    for outcome in decision.outcomes:
+        if not outcome.passed:
+            typer.echo(f"refused: {outcome.rule}: {outcome.reason}", err=True)
     if not decision.passed:
-        for outcome in decision.outcomes:
-            if not outcome.passed:
-                typer.echo(f"refused: {outcome.rule}: {outcome.reason}", err=True)
         raise typer.Exit(REFUSED)
     if run.recipe.gate.approval:
-        from tutelage.flows import approve
-
-        word = approve.approval(run, round)
+        root, word = run.dir.root, approve.approval(run, round)
         if word is None:
-            raise UserError(f"round {round} waits for approval", file=run_dir, remedy=f"tutelage approve {run_dir}")
+            raise UserError(f"round {round} waits for approval", file=root, remedy=f"tutelage approve {root}")
         if not word.approved:
             typer.echo(f"declined by {word.by}, {word.at}: {word.reason}", err=True)
             raise typer.Exit(REFUSED)
-    if not run.dir.manifest_path(f"round-{round}/publish_student").exists():
-        raise UserError(f"round {round} is not published yet", file=run_dir, remedy=f"tutelage resume {run_dir}")
-    published = run.facts(f"round-{round}/publish_student")["published"]
-    typer.echo(str(layout.registry_path(run) / run.recipe.name / published))
 
 
 @app.command()
@@ -355,82 +373,7 @@ def budget(
         print_accounts(found)
 
 
-audit = typer.Typer(help="Check what a run claims.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
-
-
-@audit.command()
-def recompute(run_dir: RunPath, as_json: AsJson = False) -> None:
-    """Rebuild every certificate's epsilon from the silos' ledgers, with another accountant."""
-    from tutelage.flows.budget import print_recomputed, recompute_run
-    from tutelage.flows.stage import open_run
-
-    found = recompute_run(open_run(run_dir))
-    if as_json:
-        typer.echo(json.dumps(found, indent=1))
-    else:
-        print_recomputed(found)
-    if any(row["problems"] for row in found):
-        raise typer.Exit(PrivacyError.exit_code)
-
-
-@audit.command()
-def verify(
-    run_dir: RunPath,
-    as_json: AsJson = False,
-    expect_head: Annotated[
-        str | None, typer.Option("--expect-head", help="A head that was written down: the log must hold it.")
-    ] = None,
-    released: Annotated[
-        bool, typer.Option("--released", help="Look at custody.jsonl and release/ only, as they are passed on.")
-    ] = False,
-) -> None:
-    """Check every file of a run against its signed log, and say what was changed."""
-    from tutelage.flows import verify as verification
-
-    checked = verification.verify_run(run_dir, expect_head=expect_head, released=released)
-    if as_json:
-        typer.echo(json.dumps(verification.as_json(checked), indent=1))
-    else:
-        verification.print_checked(checked)
-    if checked.findings:
-        raise typer.Exit(PrivacyError.exit_code)
-
-
-@audit.command()
-def power(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="Whose attacks and gate are put to the test. Default: the demo's.")
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Worlds of each kind. 0 of 300 wrong has an interval up to 1.2%.")
-    ] = 20,
-    first_seed: Annotated[int, typer.Option(min=0, help="Where to begin counting.")] = 0,
-    kinds: Annotated[list[str] | None, typer.Option("--kind", help="A kind of pipeline; default: all.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(help="Keep what is measured here; what it holds already is not measured again.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure how often a gate passes pipelines that leak, and refuses some that cannot: hours for 300 seeds."""
-    from importlib.resources import as_file, files
-
-    from tutelage.configs.load import load_recipe
-    from tutelage.flows import power as gates
-    from tutelage.flows import power_view
-
-    with as_file(files("tutelage.configs").joinpath("demo.yaml")) as demo:
-        checked = load_recipe(recipe or demo, tuple(overrides or ()))
-    gates.privacy_rules(checked)
-    asked = gates.kinds_asked(checked, kinds)
-    found = gates.measure(checked, asked, range(first_seed, first_seed + seeds), results=results, jobs=jobs)
-    verdicts = gates.judge(found, checked)
-    if as_json:
-        typer.echo(json.dumps(power_view.as_json(verdicts), indent=1))
-    else:
-        power_view.print_verdicts(verdicts)
 
 
 @app.command()

@@ -96,7 +96,12 @@ def bracket_path(run: Run, round: int, bracket: str) -> Path:
 
 def certificate_path(run: Run, round: int, silo: str) -> Path:
     """What a silo's lessons are guaranteed to give away at most."""
-    return _released(run, round) / "certificates" / f"{silo}.json"
+    return certificates_path(run, round) / f"{silo}.json"
+
+
+def certificates_path(run: Run, round: int) -> Path:
+    """The folder of all silos' certificates; not there where none is promised anything."""
+    return _released(run, round) / "certificates"
 
 
 def auxiliary_path(run: Run, round: int) -> Path:
