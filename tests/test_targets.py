@@ -21,6 +21,7 @@ from tutelage.students import targets
 
 ABOUT = {"run_id": "small-1", "round": 1, "adapter_digest": "1" * 64}
 TOKEN = "hf_zq-a-secret-of-the-tests"
+KEY, SECRET = "AKIAZQKEYOFTHETESTS0", "zq-another-secret-of-the-tests"
 
 
 def version(folder: Path, word: str) -> Path:
@@ -32,13 +33,34 @@ def version(folder: Path, word: str) -> Path:
     return folder / word
 
 
-@pytest.fixture(params=["disk", "object storage"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The address of an S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def target(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "disk":
-        yield str(tmp_path / "models")
-    else:  # flat keys, no rename: what a bucket is to fsspec
-        yield "memory://bucket/models"
-        fsspec.filesystem("memory").store.clear()
+        return str(tmp_path / "models")
+    for name, value in {
+        "AWS_ENDPOINT_URL": request.getfixturevalue("s3"),
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = tmp_path.name.replace("_", "-").lower()[-50:].strip("-")
+    fs, _ = fsspec.url_to_fs("s3://")
+    fs.clear_instance_cache()
+    fsspec.filesystem("s3").mkdir(bucket)
+    return f"s3://{bucket}/models"
 
 
 def read(target: str, name: str) -> bytes:
@@ -95,7 +117,7 @@ def test_on_a_disk_latest_is_a_link(tmp_path: Path) -> None:
 
 def test_what_a_killed_publisher_left_is_in_no_index_and_goes(target: str, tmp_path: Path) -> None:
     fs, root = fsspec.url_to_fs(target)
-    for place in ("v1", *(["v1.part"] if "memory" not in target else [])):
+    for place in ("v1", *([] if "s3:" in target else ["v1.part"])):
         fs.makedirs(f"{root}/demo/{place}", exist_ok=True)
         fs.pipe_file(f"{root}/demo/{place}/half.safetensors", b"half")
     targets.send(version(tmp_path, "one"), target, "demo", ABOUT)
@@ -173,6 +195,23 @@ def test_targets_that_cannot_be_used_are_the_users_error(tmp_path: Path) -> None
         with pytest.raises(UserError) as caught:
             targets.send(folder, wrong, "demo", ABOUT)
         assert caught.value.remedy
+
+
+def test_object_storage_that_refuses_is_said_without_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(UserError) as caught:
+        targets.send(version(tmp_path, "one"), "s3://bucket/models?token=zq", "demo", ABOUT)
+    said = f"{caught.value} {caught.value.remedy} {caught.value.__cause__}"
+    assert not [secret for secret in (KEY, SECRET, "zq") if secret in said]
 
 
 # ---- a hub ------------------------------------------------------------------------------------------------------
