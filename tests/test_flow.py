@@ -375,6 +375,38 @@ def test_what_was_published_is_what_was_judged(honest_run: tuple[Path, int, str]
     assert "not checked: the student that round-1/publish_student published" in verify_run(root).notes[0]
 
 
+def test_only_an_unchanged_run_goes_elsewhere(
+    honest_run: tuple[Path, int, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(honest_run[0].parent, tmp_path / "runs")
+    root, models = tmp_path / "runs" / "run", tmp_path / "models"
+    assert call(monkeypatch, "publish", str(root), "--to", str(models)) == 0
+    assert capsys.readouterr().out.split() == [
+        str(root.parent / "registry" / "small" / "v2"),
+        str(models / "small" / "v1"),
+    ]
+    sent = {path.name: path.read_bytes() for path in files_below(models / "small" / "v1")}
+    assert {
+        path.name: path.read_bytes() for path in files_below(root.parent / "registry" / "small" / "v2")
+    }.items() <= sent.items()
+    assert sent["report.html"] == (root / "release" / "report.html").read_bytes()
+    assert call(monkeypatch, "publish", str(root), "--round", "1", "--to", str(models)) == 0
+    assert (models / "small" / "latest").readlink() == Path("v2")
+    assert call(monkeypatch, "publish", str(root), "--to", str(models), "--latest", "v1") == 0
+    assert (models / "small" / "latest").readlink() == Path("v1")
+    assert call(monkeypatch, "publish", str(root), "--latest", "v1") == UserError.exit_code
+    report = root / "release" / "round-2" / "report.json"
+    report.write_bytes(report.read_bytes().replace(b"1", b"2", 1))
+    before = (models / "small" / "index.json").read_bytes()
+    capsys.readouterr()
+    assert call(monkeypatch, "publish", str(root), "--to", str(models)) == PrivacyError.exit_code
+    assert "release/round-2/report.json" in capsys.readouterr().err
+    assert (models / "small" / "index.json").read_bytes() == before
+
+
 def test_showing_a_report_changes_nothing(honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     root, _, _ = honest_run
     before = (root / LOG).read_bytes()
