@@ -244,8 +244,11 @@ def inspect(
 
     from tutelage.flows.inspector.serve import serve
 
+    name = (by or getpass.getuser()).strip()
+    if not 0 < len(name) <= 100:
+        raise UserError("a name has 1 to 100 letters", key="--by", remedy='--by "Your Name"')
     with contextlib.suppress(KeyboardInterrupt):  # it is how this ends
-        serve(run_dir, by or getpass.getuser(), port, browser=browser, say=typer.echo)
+        serve(run_dir, name, port, browser=browser, say=typer.echo)
 
 
 @app.command()

@@ -63,6 +63,13 @@ def test_page_is_accessible(reports: list[RoundReport]) -> None:
         assert hidden or drawing.get("aria-label") or drawing.find_parent("svg", attrs={"aria-label": True})
 
 
+def test_what_reviewers_decided_is_counted() -> None:
+    report = REPORTS["rounds"][-1]
+    assert "people had reviewed" not in soup([report], fixture.TIMINGS).get_text()
+    reviewed = report.model_copy(update={"reviewed": {"reject": 2, "edit": 1}})
+    assert "reviewed earlier ones: 1 edited, 2 rejected." in soup([reviewed], fixture.TIMINGS).get_text()
+
+
 def test_sections_come_in_the_order_an_auditor_reads_them() -> None:
     headings = [h.get_text(strip=True) for h in soup(REPORTS["rounds"], fixture.TIMINGS).find_all("h2")]
     assert headings == [
