@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tutelage.flows import layout
-from tutelage.flows.render import METHODS
+from tutelage.flows.report.render import METHODS
 from tutelage.flows.stage import open_run
 from tutelage.privacy.stats import share_metric
 

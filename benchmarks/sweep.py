@@ -24,7 +24,7 @@ from pathlib import Path
 from tutelage.configs.records import RoundReport
 from tutelage.configs.store import write_atomic
 from tutelage.flows import layout
-from tutelage.flows.figures import bracket_epsilon
+from tutelage.flows.report.figures import bracket_epsilon
 from tutelage.flows.stage import open_run
 from tutelage.privacy.stats import share_metric
 

@@ -211,14 +211,14 @@ def report(
 ) -> None:
     """Show a run's report, and write it as one HTML page."""
     if schema:
-        from tutelage.flows.report_schema import schema_text
+        from tutelage.flows.report.schema import schema_text
 
         typer.echo(schema_text(), nl=False)
         return
     if run_dir is None:
         raise UserError("no run given", remedy="tutelage report RUN")
     from tutelage.flows import layout
-    from tutelage.flows.render import render_json
+    from tutelage.flows.report.render import render_json
     from tutelage.flows.stage import open_run
 
     opened = open_run(run_dir)
@@ -430,7 +430,7 @@ def _show(run: Run) -> None:
 
     from tutelage.configs.store import write_atomic
     from tutelage.flows import layout
-    from tutelage.flows.render import print_summary, render_html
+    from tutelage.flows.report.render import print_summary, render_html
     from tutelage.privacy.custody import Custody
     from tutelage.students.publish import public_report
 

@@ -73,8 +73,7 @@ def power(
     from importlib.resources import as_file, files
 
     from tutelage.configs.load import load_recipe
-    from tutelage.flows import power as gates
-    from tutelage.flows import power_view
+    from tutelage.flows.power import gates, view
 
     with as_file(files("tutelage.configs").joinpath("demo.yaml")) as demo:
         checked = load_recipe(recipe or demo, tuple(overrides or ()))
@@ -83,6 +82,6 @@ def power(
     found = gates.measure(checked, asked, range(first_seed, first_seed + seeds), results=results, jobs=jobs)
     verdicts = gates.judge(found, checked)
     if as_json:
-        typer.echo(json.dumps(power_view.as_json(verdicts), indent=1))
+        typer.echo(json.dumps(view.as_json(verdicts), indent=1))
     else:
-        power_view.print_verdicts(verdicts)
+        view.print_verdicts(verdicts)

@@ -7,7 +7,7 @@ import yaml
 from tutelage.configs.models import hub_name
 from tutelage.configs.records import RoundReport
 from tutelage.configs.schema import ClassificationTask, Recipe
-from tutelage.flows.figures import by_key, ceiling, families, figure
+from tutelage.flows.report.figures import by_key, ceiling, families, figure
 
 # name -> (files, what they are); the first is what `load_dataset` opens if it isn't told otherwise
 SUBSETS = {

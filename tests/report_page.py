@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from rich.console import Console
 
 from tutelage.configs.records import GateDecision, RoundReport, SiloCounts
-from tutelage.flows.render import print_summary, render_html
+from tutelage.flows.report.render import print_summary, render_html
 from tutelage.students.publish import public_report
 
 EMPTY = SiloCounts(silo="silo-0", records=0, prompts=0, drafts=0, malformed=0, dropped={}, replaced={}, released=0)

@@ -24,7 +24,7 @@ from tutelage.flows import layout, stages, trials
 from tutelage.flows.approve import approval, decide, waiting
 from tutelage.flows.budget import accounts
 from tutelage.flows.cli import REFUSED, WAITS
-from tutelage.flows.figures import ceiling
+from tutelage.flows.report.figures import ceiling
 from tutelage.flows.stage import create_run, open_run
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import accounting, certificate

@@ -15,9 +15,9 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.records import Metric
 from tutelage.configs.schema import Recipe
-from tutelage.flows import ground, power, worlds
-from tutelage.flows.power import judge, kinds_asked, privacy_rules
-from tutelage.flows.worlds import KINDS, Pipeline, World
+from tutelage.flows.power import gates, ground, worlds
+from tutelage.flows.power.gates import judge, kinds_asked, privacy_rules
+from tutelage.flows.power.worlds import KINDS, Pipeline, World
 from tutelage.privacy.stats import clopper_pearson
 from tutelage.students import pocket
 
@@ -101,18 +101,18 @@ def test_kinds_are_those_that_a_recipe_can_have(tmp_path: Path) -> None:
 
 def test_what_is_kept_is_of_the_same_settings_and_whole(tmp_path: Path) -> None:
     results, here = tmp_path / "results.jsonl", parsed(tmp_path)
-    key = power._key(here)
-    power._append(results, world("copies", 3, canary__p_value=float("nan")), key)
-    power._append(results, world("copies", 4), "of other settings")
+    key = gates._key(here)
+    gates._append(results, world("copies", 3, canary__p_value=float("nan")), key)
+    gates._append(results, world("copies", 4), "of other settings")
     with results.open("a") as stream:
         stream.write('{"key": "cut sh')
-    power._append(results, world("never_saw", 5), key)
-    back, after = power._read(results, key)
+    gates._append(results, world("never_saw", 5), key)
+    back, after = gates._read(results, key)
     assert (after.pipeline, after.seed) == ("never_saw", 5)
     assert (back.pipeline, back.seed, back.lessons) == ("copies", 3, 3)
     assert {metric.name: metric.measured for metric in back.metrics}["canary.p_value"] is False
-    assert power._key(parsed(tmp_path, rules=RULES[1:3])) == key, "another gate is asked about the same worlds"
-    assert power._key(parsed(tmp_path, privacy=PRIVATE)) != key
+    assert gates._key(parsed(tmp_path, rules=RULES[1:3])) == key, "another gate is asked about the same worlds"
+    assert gates._key(parsed(tmp_path, privacy=PRIVATE)) != key
 
 
 # ---- real worlds -------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from report_page import REPORTS, summary
 from rich.console import Console
 
 from tutelage.configs.records import Certificate, GateDecision, Metric, RoundReport, RuleOutcome
-from tutelage.flows.figures import ceiling, floor
-from tutelage.flows.render import figure, plain_rule, print_summary, quantity, render_json, ticks
-from tutelage.flows.report_schema import report_schema, schema_text
+from tutelage.flows.report.figures import ceiling, floor
+from tutelage.flows.report.render import figure, plain_rule, print_summary, quantity, render_json, ticks
+from tutelage.flows.report.schema import report_schema, schema_text
 
 
 def test_shares_intervals_and_chance_are_right() -> None:

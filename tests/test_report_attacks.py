@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from report_page import REPORTS, soup, summary, table, words
 
 from tutelage.configs.records import Curve, Metric, RoundReport
-from tutelage.flows.attacks_view import Attacks, chance_band, draw, guessing_auc
-from tutelage.flows.epsilon import Epsilon
-from tutelage.flows.limits import limits
-from tutelage.flows.render import figure
+from tutelage.flows.report.attacks_view import Attacks, chance_band, draw, guessing_auc
+from tutelage.flows.report.epsilon import Epsilon
+from tutelage.flows.report.limits import limits
+from tutelage.flows.report.render import figure
 from tutelage.privacy.attacks.base import Settings
 from tutelage.privacy.attacks.membership import judge, roc
 from tutelage.privacy.stats import missing_metric, share_metric

@@ -11,8 +11,8 @@ from bs4 import BeautifulSoup
 from report_page import REPORTS, Balance, soup, summary, table, words
 
 from tutelage.configs.records import GateDecision, Metric, RoundReport, RuleOutcome, Spend
-from tutelage.flows.guarantee import Guarantee, event_in_words, utility
-from tutelage.flows.render import METHODS, figure, render_html
+from tutelage.flows.report.guarantee import Guarantee, event_in_words, utility
+from tutelage.flows.report.render import METHODS, figure, render_html
 from tutelage.privacy.stats import missing_metric, point_metric, share_metric
 
 

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from tutelage.configs.records import GateDecision, Override, RoundReport, RuleOutcome
 from tutelage.configs.schema import GateConfig, GateRule, ScreenConfig
-from tutelage.flows.names import EPSILON
-from tutelage.flows.render import figure, print_summary, render_html, render_json
+from tutelage.flows.report.names import EPSILON
+from tutelage.flows.report.render import figure, print_summary, render_html, render_json
 from tutelage.privacy.gate import decide
 from tutelage.students.publish import public_report
 

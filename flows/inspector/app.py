@@ -251,7 +251,7 @@ def _environment() -> jinja2.Environment:
 
     folder = Path(__file__).parent
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, folder.parent]),
+        loader=jinja2.FileSystemLoader([folder, folder.parent / "report"]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

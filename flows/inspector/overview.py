@@ -6,10 +6,10 @@ from collections import defaultdict
 from typing import Any
 
 from tutelage.configs.records import RoundReport
-from tutelage.flows.figures import by_key, ceiling, families, figure, ticks
 from tutelage.flows.inspector.index import Index
 from tutelage.flows.inspector.measures import Measures
 from tutelage.flows.inspector.released import Released
+from tutelage.flows.report.figures import by_key, ceiling, families, figure, ticks
 
 _BINS = 12
 _COLOURS = 4

@@ -20,7 +20,7 @@ from tutelage.configs.models import load_model
 from tutelage.configs.records import Example, Metric
 from tutelage.configs.schema import PrivatePredictionPrivacy, Recipe
 from tutelage.flows.attacks import NO_CLAIM_DELTA, added_likelihood
-from tutelage.flows.ground import ASKED, INSTRUCTION, LABELS, MAX_CHARS, STUDENT_TASK, TEACHER_TASK, ground, shown
+from tutelage.flows.power.ground import ASKED, INSTRUCTION, LABELS, MAX_CHARS, STUDENT_TASK, TEACHER_TASK, ground, shown
 from tutelage.privacy import canaries, similarity
 from tutelage.privacy.allocation import Allocation, delta_for
 from tutelage.privacy.attacks import overlap_audit, suite

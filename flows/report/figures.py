@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from tutelage.configs.records import Metric, RoundReport, RuleOutcome
-from tutelage.flows.names import BRACKETS, METHODS, TARGETS, bracket_epsilon, lower, method_title, title_of, unit_of
+from tutelage.flows.report.names import (
+    BRACKETS,
+    METHODS,
+    TARGETS,
+    bracket_epsilon,
+    lower,
+    method_title,
+    title_of,
+    unit_of,
+)
 
 NOT_MEASURED = "not measured"
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tutelage.configs.records import RoundReport
-from tutelage.flows.figures import NOT_MEASURED, Figure, ceiling, figure, ticks
-from tutelage.flows.guarantee import Guarantee
-from tutelage.flows.names import AUDITED
+from tutelage.flows.report.figures import NOT_MEASURED, Figure, ceiling, figure, ticks
+from tutelage.flows.report.guarantee import Guarantee
+from tutelage.flows.report.names import AUDITED
 
 _FAR = 3
 """A claim this many times as large as all else is put off the scale: it would press the rest together."""

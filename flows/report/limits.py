@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tutelage.configs.records import RoundReport
-from tutelage.flows.attacks_view import Attacks, guessing_auc
-from tutelage.flows.epsilon import Epsilon
-from tutelage.flows.figures import NOT_MEASURED, families, figure, withheld
-from tutelage.flows.names import JUDGED, lower, title_of
+from tutelage.flows.report.attacks_view import Attacks, guessing_auc
+from tutelage.flows.report.epsilon import Epsilon
+from tutelage.flows.report.figures import NOT_MEASURED, families, figure, withheld
+from tutelage.flows.report.names import JUDGED, lower, title_of
 
 _NAMED = 6
 """Of more missing figures than this the rest is only counted."""

@@ -23,8 +23,8 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.records import Metric
 from tutelage.configs.schema import GateConfig, GateRule, PrivatePredictionPrivacy, Recipe
 from tutelage.configs.store import digest
-from tutelage.flows import ground, worlds
-from tutelage.flows.worlds import KINDS, Pipeline, World
+from tutelage.flows.power import ground, worlds
+from tutelage.flows.power.worlds import KINDS, Pipeline, World
 from tutelage.privacy import gate
 from tutelage.privacy.stats import clopper_pearson
 from tutelage.students import pocket

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tutelage.configs.records import Curve, RoundReport
-from tutelage.flows.figures import NOT_MEASURED, Figure, figure, withheld
-from tutelage.flows.names import ATTACKS, JUDGED, TARGETS, attack_title, entity_title
+from tutelage.flows.report.figures import NOT_MEASURED, Figure, figure, withheld
+from tutelage.flows.report.names import ATTACKS, JUDGED, TARGETS, attack_title, entity_title
 
 ALARMS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
 """Shares of false alarms that the table of a curve gives."""

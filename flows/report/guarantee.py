@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.configs.records import Certificate, RoundReport
-from tutelage.flows.figures import NOT_MEASURED, Figure, ceiling, families, figure, methods, ticks
-from tutelage.flows.names import FAMILIES, bracket_epsilon
+from tutelage.flows.report.figures import NOT_MEASURED, Figure, ceiling, families, figure, methods, ticks
+from tutelage.flows.report.names import FAMILIES, bracket_epsilon
 
 SPENT_ON = {"label_counts": "Label counts", "teach": "Teaching", "vote": "Vote"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tutelage.flows.power import Verdicts
-from tutelage.flows.worlds import KINDS
+from tutelage.flows.power.gates import Verdicts
+from tutelage.flows.power.worlds import KINDS
 
 _RULES_SHOWN = 3
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.records import RoundReport
-from tutelage.flows.attacks_view import ALARMS, Attacks, extraction, scanner
-from tutelage.flows.epsilon import Epsilon
-from tutelage.flows.figures import (
+from tutelage.flows.report.attacks_view import ALARMS, Attacks, extraction, scanner
+from tutelage.flows.report.epsilon import Epsilon
+from tutelage.flows.report.figures import (
     NO_LEAK,
     NOT_MEASURED,
     WITHHELD,
@@ -37,9 +37,9 @@ from tutelage.flows.figures import (
     tied,
     withheld,
 )
-from tutelage.flows.guarantee import Guarantee, utility
-from tutelage.flows.limits import limits
-from tutelage.flows.names import (
+from tutelage.flows.report.guarantee import Guarantee, utility
+from tutelage.flows.report.limits import limits
+from tutelage.flows.report.names import (
     CLEAN_CHANGED,
     CONTAMINATION,
     EPSILON,
@@ -51,7 +51,7 @@ from tutelage.flows.names import (
     PRIVACY,
     method_title,
 )
-from tutelage.flows.report_schema import VERSION
+from tutelage.flows.report.schema import VERSION
 
 if TYPE_CHECKING:
     import jinja2
@@ -102,7 +102,7 @@ def render_json(reports: Sequence[RoundReport], timings: Mapping[str, float]) ->
     """The same figures for programs: `{"reports": [...], "schema": 1, "timings_s": {...}}`.
 
     NaN and infinities, which JSON does not have, are written as null. Keys are sorted. The schema is that of
-    `report_schema.py`.
+    `schema.py`.
     """
     rows = [report.model_dump() for report in sorted(reports, key=lambda report: report.round)]
     text = json.dumps({"schema": VERSION, "reports": rows, "timings_s": dict(timings)})
