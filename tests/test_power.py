@@ -178,7 +178,7 @@ def test_a_mechanism_that_does_not_clip_is_refused(
 def test_the_table_says_when_the_gate_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(power, "measure", lambda *_, **__: [world("never_saw", 0), world("copies", 0)])
+    monkeypatch.setattr(gates, "measure", lambda *_, **__: [world("never_saw", 0), world("copies", 0)])
     monkeypatch.setenv("COLUMNS", "140")
     assert call(monkeypatch, "audit", "power", str(write_recipe(tmp_path, recipe(tmp_path)))) == 0
     said = capsys.readouterr().out
