@@ -10,11 +10,21 @@ from __future__ import annotations
 import datetime
 import json
 
+from pydantic import BaseModel, Field
+
 from tutelage.configs.errors import UserError
 from tutelage.configs.records import Approval
 from tutelage.flows import layout
 from tutelage.flows.stage import Done, Manifest, Run, by_hand
 from tutelage.privacy.custody import Custody
+
+
+class Word(BaseModel):
+    """The form that a person fills in."""
+
+    approved: bool = Field(description="Whether the student may be published.")
+    by: str = Field(min_length=3, max_length=100, description="Your name; it stands in the log and on the model card.")
+    reason: str = Field(min_length=3, max_length=2000, description="Why, for all to read.")
 
 
 def waiting(run: Run) -> int | None:

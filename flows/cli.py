@@ -217,7 +217,7 @@ def report(
         return
     if run_dir is None:
         raise UserError("no run given", remedy="tutelage report RUN")
-    from tutelage.flows import layout
+    from tutelage.flows import layout, pages
     from tutelage.flows.report.render import render_json
     from tutelage.flows.stage import open_run
 
@@ -226,7 +226,7 @@ def report(
     if not reports:
         raise UserError("no round is finished yet", file=run_dir, remedy=f"tutelage resume {run_dir}")
     if as_json:
-        typer.echo(render_json(reports, _timings(opened)))
+        typer.echo(render_json(reports, pages.timings(opened)))
     else:
         _show(opened)
 
@@ -380,6 +380,42 @@ app.add_typer(audit, name="audit")
 
 
 @app.command()
+def deploy(
+    recipe: RecipePath,
+    cron: Annotated[str | None, typer.Option("--cron", help='When, UTC: "0 2 * * 1-5".')] = None,
+    every: Annotated[int | None, typer.Option("--every", min=60, help="Or how often, in seconds.")] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of run folders.")] = Path("runs"),
+    pool: Annotated[str, typer.Option("--pool", help="Work pool; made if it isn't there.")] = "tutelage",
+    overrides: Overrides = None,
+    jobs: Jobs = 1,
+) -> None:
+    """Put a recipe on a Prefect server: its runs on a schedule or by a form, audits and publishing."""
+    from tutelage.configs.load import load_recipe
+    from tutelage.flows.deploy import deploy as put
+
+    checked = load_recipe(recipe, tuple(overrides or ()))
+    _check_models(checked)
+    made = put(checked, recipe, runs=runs, jobs=jobs, overrides=overrides or (), cron=cron, interval_s=every, pool=pool)
+    for name in made:
+        typer.echo(name)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the server, on loopback.")] = 4200,
+    pool: Annotated[str, typer.Option("--pool", help="The worker's work pool.")] = "tutelage",
+    database: Annotated[
+        str | None,
+        typer.Option("--database", envvar="TUTELAGE_DATABASE", help="postgresql+asyncpg://...; default: SQLite."),
+    ] = None,
+) -> None:
+    """Start a Prefect server and a worker on this machine; Ctrl-C ends both."""
+    from tutelage.flows.up import up as start
+
+    start(port, pool, database, typer.echo)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check that this machine has what a run needs."""
     from tutelage.flows.doctor import examine
@@ -428,30 +464,12 @@ def _finish(run: Run, jobs: int) -> None:
 def _show(run: Run) -> None:
     from rich.console import Console
 
-    from tutelage.configs.store import write_atomic
-    from tutelage.flows import layout
-    from tutelage.flows.report.render import print_summary, render_html
-    from tutelage.privacy.custody import Custody
-    from tutelage.students.publish import public_report
+    from tutelage.flows import layout, pages
+    from tutelage.flows.report.render import print_summary
 
-    reports = layout.reports(run)
-    page, public = run.dir.vault / "report.html", run.dir.release / "report.html"
-    pages = {
-        page: render_html(reports, _timings(run)),
-        public: render_html([public_report(one) for one in reports], {}),
-    }
-    named = {path.relative_to(run.dir.root).as_posix(): text for path, text in pages.items()}
-    Custody(run.dir.root).add_pages(named, after=[f"round-{one.round}/judge_round" for one in reports])
-    for path, text in pages.items():
-        write_atomic(path, text)
-    print_summary(reports, page, Console())
+    page, public = pages.write(run)
+    print_summary(layout.reports(run), page, Console())
     typer.echo(f"To pass on, without the figures marked internal: {public}")
-
-
-def _timings(run: Run) -> dict[str, float]:
-    """Stage -> seconds, from the manifests."""
-    manifests = [json.loads(path.read_text()) for path in run.dir.stages.rglob("*.json")]
-    return {manifest["stage"]: manifest["seconds"] for manifest in manifests}
 
 
 def main() -> None:

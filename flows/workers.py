@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -145,6 +146,43 @@ def _die_with(alive: Connection) -> None:
     """End this process when nobody holds the other end any more, so also if its parent was killed."""
     with contextlib.suppress(EOFError, OSError):
         alive.recv_bytes()
+    os._exit(1)
+
+
+FOUNDER = "TUTELAGE_UP"
+"""Names, to whatever is begun below it, the process of `tutelage up`: its id and when it was made."""
+
+
+def founder() -> str:
+    """This process, as `FOUNDER` names it."""
+    import psutil
+
+    return f"{os.getpid()} {psutil.Process().create_time()}"
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it is gone, or `tutelage up` above it, however those ended.
+
+    For flow runs under a worker: that one may be gone before this is reached, and its child has another parent by then.
+    """
+    threading.Thread(target=_watch_parent, args=(os.getppid(), os.environ.get(FOUNDER)), daemon=True).start()
+
+
+def _watch_parent(parent: int, above: str | None) -> None:
+    import psutil
+
+    def there() -> bool:
+        if os.getppid() != parent:
+            return False
+        if above is None:
+            return True
+        pid, made = above.split()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return abs(psutil.Process(int(pid)).create_time() - float(made)) < 1
+        return False
+
+    while there():
+        time.sleep(1)
     os._exit(1)
 
 

@@ -1,0 +1,95 @@
+"""What a schedule, trigger or button begins: flows over paths and settings; `tutelage deploy` puts them on a server.
+
+Prefect stores their parameters and states. Those are paths, numbers and names; what goes wrong is said by `UserError`
+and its kin, which never quote data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.flow_runs import suspend_flow_run
+from prefect.states import Completed, Failed
+
+from tutelage.configs.load import load_recipe
+from tutelage.configs.store import RunDir
+from tutelage.flows import approve, layout, pages, registry
+from tutelage.flows.budget import recompute_run
+from tutelage.flows.distill import run_rounds
+from tutelage.flows.stage import Run, create_run, open_run
+from tutelage.flows.verify import verify_run
+from tutelage.flows.workers import end_with_parent, working
+
+
+@flow(name="run", persist_result=False, log_prints=False, retries=0)
+def run(recipe: Path, runs: Path, jobs: int = 1, overrides: list[str] | None = None) -> State[Any]:
+    """Run a recipe in a folder of its own, and stop for a person where it asks for one.
+
+    Args:
+        recipe: The recipe's file, its whole path.
+        runs: Folder of run folders. The run's own is named after the recipe and this flow run, so that a retry goes on.
+        jobs: Stages at once.
+        overrides: As `--set` takes them, e.g. `teach.temperature=0.8`.
+    """
+    end_with_parent()
+    checked = load_recipe(recipe, tuple(overrides or ()))
+    root = runs / f"{checked.name}-{str(runtime.flow_run.id)[:8]}"
+    while True:
+        with RunDir(root).locked(), working(jobs):
+            made = create_run(checked, root)
+            run_rounds(str(root.resolve()))
+            pages.write(made)
+        _show(made)
+        round = approve.waiting(made)
+        if round is None:
+            return _ended(made)
+        word = suspend_flow_run(wait_for_input=approve.Word, key=f"round-{round}")
+        with RunDir(root).locked():
+            approve.decide(made, round, approved=word.approved, by=word.by, reason=word.reason)
+
+
+@flow(name="audit", persist_result=False, log_prints=False, retries=0)
+def audit(run_dir: Path) -> State[Any]:
+    """Hold every file of a run against its signed log, and every certificate against its ledger.
+
+    Args:
+        run_dir: The run's folder.
+    """
+    found = [f"{one.where}: {one.problem}" for one in verify_run(run_dir).findings]
+    found += [f"{row['silo']}: {problem}" for row in recompute_run(open_run(run_dir)) for problem in row["problems"]]
+    if found:
+        return Failed(name="Changed", message=f"{len(found)} findings, first {found[0]}")
+    return Completed(message="every file is as the log says; every certificate's ε holds")
+
+
+@flow(name="publish", persist_result=False, log_prints=False, retries=2, retry_delay_seconds=30)
+def publish(run_dir: Path, to: str) -> State[Any]:
+    """Put the last round's published student where others get it. Tried again, since networks fail.
+
+    Args:
+        run_dir: The run's folder.
+        to: A folder, `s3://BUCKET/FOLDER` or `hf://ORG/NAME`.
+    """
+    made = open_run(run_dir)
+    return Completed(message=registry.send_round(made, made.recipe.rounds, to))
+
+
+def _ended(made: Run) -> State[Any]:
+    reports = layout.reports(made)
+    refused = [str(one.round) for one in reports if not one.decision.passed]
+    if refused:
+        return Completed(name="Refused", message=f"the gate refused round {', '.join(refused)}: {made.dir.root}")
+    return Completed(message=f"every gate passed: {made.dir.root}")
+
+
+def _show(made: Run) -> None:
+    """The round's table in Prefect's pages. Aggregates only, of the report that may be passed on."""
+    for report in layout.reports(made):
+        create_markdown_artifact(
+            pages.markdown(made, report), key=f"{made.recipe.name.replace('_', '-')}-round-{report.round}",
+            description=f"{made.id}, round {report.round}",
+        )  # fmt: skip
