@@ -9,6 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def without_credentials(address: str) -> str:
+    """An address without user, password and query, which may hold secrets."""
+    scheme, found, rest = address.partition("?")[0].rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{found}{host.rpartition('@')[2] if found else host}{slash}{path}"
+
+
 class UserError(Exception):
     """Something in the input, the recipe or the machine that the user can mend.
 

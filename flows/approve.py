@@ -36,6 +36,12 @@ def waiting(run: Run) -> int | None:
     )
 
 
+def declined(run: Run) -> list[int]:
+    """The rounds that a person declined."""
+    words = {one.round: approval(run, one.round) for one in layout.reports(run)} if run.recipe.gate.approval else {}
+    return [round for round, word in words.items() if word is not None and not word.approved]
+
+
 def manifest(run: Run, round: int) -> Manifest | None:
     """The statement's manifest, once a person has decided about a round. One that the log doesn't know is none."""
     path = run.dir.manifest_path(_name(round))

@@ -457,7 +457,7 @@ def _finish(run: Run, jobs: int) -> None:
             f"then: tutelage resume {run.dir.root}"
         )
         raise typer.Exit(WAITS)
-    if not all(passed.values()):
+    if not all(passed.values()) or approve.declined(run):
         raise typer.Exit(REFUSED)
 
 

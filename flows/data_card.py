@@ -27,13 +27,14 @@ _MEASURED = (
 _COLUMNS = {
     "id": "of the lesson; unique in the run",
     "kind": "`example`, or `instruction`: a teacher's wording of the task, with no completion",
-    "silo": "whose teacher wrote it",
+    "silo": "whose teacher wrote it; `_review` where a reviewer edited it since",
     "round": "in which it was written",
     "prompt": "the synthetic text",
     "completion": "its label or answer",
     "mechanism": "how it was protected",
     "prompt_version": "of the teacher's prompt",
-    "signature": "the silo's, Ed25519 (hex), over all other columns and the run's id; `public_keys.json` has the keys",
+    "signature": "the silo's, Ed25519 (hex), over all other columns and the run's id; the keys are in "
+    "`../public_keys.json`, that of `_review` in `../custody-key.txt`",
 }
 
 

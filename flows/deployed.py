@@ -83,6 +83,9 @@ def _ended(made: Run) -> State[Any]:
     refused = [str(one.round) for one in reports if not one.decision.passed]
     if refused:
         return Completed(name="Refused", message=f"the gate refused round {', '.join(refused)}: {made.dir.root}")
+    declined = [str(round) for round in approve.declined(made)]
+    if declined:
+        return Completed(name="Declined", message=f"a person declined round {', '.join(declined)}: {made.dir.root}")
     return Completed(message=f"every gate passed: {made.dir.root}")
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tutelage.configs.errors import UserError
+from tutelage.configs.errors import UserError, without_credentials
 from tutelage.flows.workers import FOUNDER, founder
 
 HOST, PORT = "127.0.0.1", 4200
@@ -36,7 +36,7 @@ def reached() -> Iterator[None]:
         httpx.get(f"{address}/health", timeout=10).raise_for_status()
     except httpx.HTTPError as error:
         raise UserError(
-            f"no Prefect server answers there ({type(error).__name__})", file=address.partition("?")[0],
+            f"no Prefect server answers there ({type(error).__name__})", file=without_credentials(address),
             remedy="start one: tutelage up; or set PREFECT_API_URL",
         ) from None  # fmt: skip
     with temporary_settings({PREFECT_API_URL: address}):

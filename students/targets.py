@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.configs.errors import UserError
+from tutelage.configs.errors import UserError, without_credentials
 from tutelage.configs.store import file_digest, files_below
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def make_latest(target: str, name: str, version: str) -> str:
             known = [row["version"] for row in index["versions"]]
             if version not in known:
                 raise UserError(
-                    f"there is no {version} of {name}", file=target, remedy=f"one of: {', '.join(known) or 'none'}"
+                    f"there is no {version} of {name}",
+                    file=without_credentials(target),
+                    remedy=f"one of: {', '.join(known) or 'none'}",
                 )
             _make_latest(fs, shelf, index, version)
         return fs.unstrip_protocol(f"{shelf}/{version}").removeprefix("file://")
@@ -110,7 +112,7 @@ def _opened(target: str) -> Iterator[tuple[AbstractFileSystem, str]]:
         ) from None  # fmt: skip
     except Exception as error:  # each file system has errors of its own, and their messages may hold credentials
         raise UserError(
-            f"the target could not be used ({type(error).__name__})", file=target.partition("?")[0], key="--to",
+            f"the target could not be used ({type(error).__name__})", file=without_credentials(target), key="--to",
             remedy="check its address, its permissions and the credentials in the environment",
         ) from None  # fmt: skip
 

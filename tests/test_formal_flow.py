@@ -21,7 +21,7 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
 from tutelage.flows import layout, stages, trials
-from tutelage.flows.approve import approval, decide, waiting
+from tutelage.flows.approve import approval, decide, declined, waiting
 from tutelage.flows.budget import accounts
 from tutelage.flows.cli import REFUSED, WAITS
 from tutelage.flows.report.figures import ceiling
@@ -153,6 +153,7 @@ def test_what_a_person_declined_stays_in_the_vault(
     assert "waits for approval" in capsys.readouterr().out
     decide(run, 1, approved=False, by="Bob", reason="Half of it is about one offer.")
     assert waiting(run) is None
+    assert declined(run) == [1]
     assert trials.publish_student.__wrapped__(run, 1) == ([], {"published": None})  # type: ignore[attr-defined]
     assert call(monkeypatch, "publish", str(copied)) == REFUSED
     assert "declined by Bob" in capsys.readouterr().err

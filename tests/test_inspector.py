@@ -219,6 +219,9 @@ def test_an_edit_keeps_the_text_and_the_label(site: Site) -> None:
     assert "New words." in site.get(f"/example/{lesson}").text
     site.decide(lesson, verdict="open")
     assert review.read(site.root / review.FILE) == {}
+    page = site.get(f"/example/{lesson}").text
+    assert "New words." not in page
+    assert "Decided by" not in page
 
 
 @pytest.mark.parametrize(

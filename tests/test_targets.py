@@ -209,7 +209,7 @@ def test_object_storage_that_refuses_is_said_without_the_credentials(
         monkeypatch.setenv(name, value)
     fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(UserError) as caught:
-        targets.send(version(tmp_path, "one"), "s3://bucket/models?token=zq", "demo", ABOUT)
+        targets.send(version(tmp_path, "one"), "s3://zquser:zqword@bucket/models?token=zq", "demo", ABOUT)
     said = f"{caught.value} {caught.value.remedy} {caught.value.__cause__}"
     assert not [secret for secret in (KEY, SECRET, "zq") if secret in said]
 

@@ -86,7 +86,10 @@ class Inspector:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         decision = review.Decision(lesson=lesson, verdict=verdict, by=self.by, at=now, **edit)
         review.append(self.path, decision)
-        self.decisions[lesson] = decision
+        if verdict == "open":
+            self.decisions.pop(lesson, None)
+        else:
+            self.decisions[lesson] = decision
         self.index.decide(lesson, verdict)
 
 
