@@ -388,6 +388,13 @@ class Recipe(Section):
         return self.formal is not None or self.screen.compare
 
     @property
+    def embeds_records(self) -> bool:
+        """Whether anything compares meanings with the silos' records: screening, votes, or a rule of the gate."""
+        asked = any(rule.metric == "overlap.cosine_max" for rule in self.gate.rules)
+        evolves = isinstance(self.privacy, PrivateEvolutionPrivacy)
+        return self.formal is None or evolves or self.aggregate.method == "vote" or asked
+
+    @property
     def formal(self) -> PrivatePredictionPrivacy | PrivateEvolutionPrivacy | None:
         """The privacy section where it promises an ε; None where lessons are screened only."""
         return None if isinstance(self.privacy, Screened) else self.privacy

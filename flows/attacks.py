@@ -28,7 +28,7 @@ from tutelage.privacy.stats import point_metric
 from tutelage.privacy.vault import PrivateRecord, read_records
 from tutelage.students import score, train
 from tutelage.students.scorer import ModelScorer
-from tutelage.teachers import private
+from tutelage.teachers import private, prompts
 
 _AUXILIARY_EPOCHS = 2
 _AUXILIARY_TEXTS = 200
@@ -84,11 +84,13 @@ def auxiliary(run: Run, round: int) -> Done:
     return [layout.auxiliary_path(run, round)], {"trained": True}
 
 
-@stage(version=3)
+@stage(version=4)
 def attack(run: Run, round: int, surface: Surface) -> Done:
     """Everything an attacker may try on the student, the released texts or the instruction, or one-run audits."""
-    controls = _controls(run, round, surface)
     instruction = layout.instruction(run, round)
+    if surface == "instruction" and instruction == prompts.public_instruction(run.recipe.task):
+        return [], {"metrics": [], "roc": []}  # no advice was released: public words can give nothing away
+    controls = _controls(run, round, surface)
     base = _base(run, instruction)
     student = blank = auxiliary = None
     if surface in ("student", "one_run"):

@@ -78,9 +78,11 @@ def prepare(run: Run) -> Done:
     return files, facts
 
 
-@stage(version=2)
+@stage(version=3)
 def index(run: Run, silo: str) -> Done:
-    """Embed a silo's records once: screening, voting and the overlap audit all compare with them."""
+    """Embed a silo's records once, where screening, voting or a rule of the gate compares with them."""
+    if not run.recipe.embeds_records:
+        return [], {}
     texts = indexed_texts(layout.records(run, silo), labels(run.recipe))
     path = layout.embeddings_path(run, silo)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
-@stage(version=4)
+@stage(version=5)
 def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
     recipe = run.recipe
@@ -155,10 +155,11 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
         ngram=recipe.screen.ngram,
         scrubber=scrubber(recipe.screen),
         public_completions=labels(recipe),
-        embeddings=layout.embeddings(run, silo),
+        embeddings=layout.embeddings(run, silo) if recipe.embeds_records else None,
     )
     edited = [lesson for lesson in layout.lessons(run, round) if lesson.silo == review.SILO]
-    overlaps = index.measure([lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]])
+    texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]]
+    overlaps = index.measure(texts, meaning=recipe.embeds_records)
     test = [one.text for one in read_records(layout.evaluation_path(run, "test"))]
     return [], {"overlap": overlap_audit.summarise(overlaps), "test_seen": contamination.seen(index, test)}
 

@@ -31,8 +31,8 @@ class Overlap:
     """Share of the text's word n-grams that are in some record; a text shorter than n is its own only n-gram."""
     jaccard: float
     """Word 3-gram Jaccard to the nearest record."""
-    cosine: float
-    """Cosine of the sentence embeddings to the nearest record."""
+    cosine: float | None
+    """Cosine of the sentence embeddings to the nearest record; None where it was not asked for."""
 
 
 def indexed_texts(records: Sequence[PrivateRecord], public_completions: frozenset[str] = frozenset()) -> list[str]:
@@ -77,15 +77,16 @@ class OverlapIndex:
     def __repr__(self) -> str:
         return f"<OverlapIndex of {len(self._texts)} texts, redacted>"
 
-    def measure(self, texts: Sequence[str]) -> list[Overlap]:
+    def measure(self, texts: Sequence[str], *, meaning: bool = True) -> list[Overlap]:
         """Measure texts against all records.
 
         Args:
             texts: Drafts, unscrubbed; each text is scrubbed here where the index has a scrubber.
+            meaning: Whether to take the slow measure, the cosine, too.
         """
-        cosines = self.cosines(texts)
+        cosines = self.cosines(texts).tolist() if meaning else [None] * len(texts)
         return [
-            Overlap(run, share, jaccard, float(cosine))
+            Overlap(run, share, jaccard, cosine)
             for (run, share, jaccard), cosine in zip(self.copying(texts), cosines, strict=True)
         ]
 

@@ -6,7 +6,9 @@ import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tutelage.configs.records import Example, Metric
 from tutelage.configs.schema import ClassificationTask, Recipe
@@ -24,6 +26,8 @@ class Comparison:
 
     recipe: Recipe
     test: Sequence[Example] = field(repr=False)
+    _answered: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Question -> its model, so that its identity stays taken, and the answers: two methods may ask the same."""
 
     def measure(
         self,
@@ -49,17 +53,20 @@ class Comparison:
             internal: Whether the figures must not be published.
         """
         task, rows = self.recipe.task, self.recipe.measure.batch_rows
+        asked = (id(model), instruction, tuple(shots))
         if not isinstance(task, ClassificationTask):
-            answers = evaluate.generate_answers(
-                model,
-                tokenizer,
-                self.test,
-                instruction=instruction,
-                few_shot=shots,
-                max_new_tokens=self.recipe.teach.max_new_tokens,
-                batch_rows=rows,
-            )
-            return self.score(name, answers, internal)
+            if asked not in self._answered:
+                answers = evaluate.generate_answers(
+                    model,
+                    tokenizer,
+                    self.test,
+                    instruction=instruction,
+                    few_shot=shots,
+                    max_new_tokens=self.recipe.teach.max_new_tokens,
+                    batch_rows=rows,
+                )
+                self._answered[asked] = model, answers
+            return self.score(name, self._answered[asked][1], internal)
         labels = list(task.labels)
         ask = functools.partial(
             evaluate.classify,
@@ -71,9 +78,12 @@ class Comparison:
             batch_rows=rows,
             progress=name,
         )
+        if asked not in self._answered:
+            self._answered[asked] = model, ask(self.test)
+        predictions: evaluate.Predictions = self._answered[asked][1]
         handful = balanced(taught_with, max(1, _CALIBRATION_EXAMPLES // len(labels)), self.recipe.seed)
-        bias = evaluate.calibrate(ask(handful).scores) if handful else None
-        return self.score(name, ask(self.test, bias=bias).labels, internal)
+        bias = evaluate.calibrate(ask(handful).scores) if handful else np.zeros(len(labels))
+        return self.score(name, predictions.without(bias), internal)
 
     def tfidf(self, taught_with: Sequence[Example]) -> tuple[Metric, ...]:
         """TF-IDF and logistic regression on the same lessons. Nothing for generation tasks or a single label."""

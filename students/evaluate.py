@@ -28,11 +28,20 @@ METRICS = Path(__file__).parent / "metrics"
 
 @dataclass(frozen=True)
 class Predictions:
-    """The label chosen for every text, and what the choice was made from."""
+    """How likely each label was for every text, and the choice made from that."""
 
-    labels: tuple[str, ...]
+    choices: tuple[str, ...]
     scores: np.ndarray
-    """(n, labels): log-probabilities of the labels in the order they were given, bias not taken off."""
+    """(n, choices): log-probabilities of the labels."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """(n,): the likeliest."""
+        return self.without(np.zeros(len(self.choices)))
+
+    def without(self, bias: np.ndarray) -> tuple[str, ...]:
+        """(n,): the likeliest once a bias (choices,) is taken off the scores, as `calibrate` makes it."""
+        return tuple(self.choices[i] for i in (self.scores - bias).argmax(1))
 
 
 def classify(
@@ -44,10 +53,9 @@ def classify(
     instruction: str | None,
     batch_rows: int,
     few_shot: Sequence[Example] = (),
-    bias: np.ndarray | None = None,
     progress: str | None = None,
 ) -> Predictions:
-    """Choose the likeliest label for every text.
+    """How likely each label is as the answer to every text.
 
     Args:
         model: The student in evaluation mode.
@@ -57,19 +65,17 @@ def classify(
         instruction: The system prompt, if any.
         batch_rows: Texts computed together.
         few_shot: Solved examples put before the text.
-        bias: Per label, taken off its scores before choosing, as `calibrate` makes it.
         progress: What to call the progress bar; None: no bar.
 
     Returns:
-        Labels and scores in the order of `test`.
+        Scores in the order of `test`.
     """
     prompts = [prompt_messages(example.prompt, instruction, few_shot) for example in test]
     tokens = [completion_ids(tokenizer, label) for label in labels]
     # A label that begins another one is its rival's first half unless it must also end there.
     nested = any(b[: len(a)] == a for a, b in itertools.permutations(tokens, 2))
     scores = score.label_scores(model, tokenizer, prompts, labels, batch_rows, end_of_turn=nested, progress=progress)
-    best = (scores if bias is None else scores - bias).argmax(1)
-    return Predictions(tuple(labels[i] for i in best), scores)
+    return Predictions(tuple(labels), scores)
 
 
 def calibrate(scores: np.ndarray) -> np.ndarray:

@@ -58,19 +58,36 @@ class ModelScorer:
         self._known |= dict(zip(new, self._compute(new), strict=True))
         return [self._known[one.prompt, one.completion] for one in examples]
 
+    def completion_logprobs(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Log-probability of each of the completion's tokens alone: the vocabulary is computed behind these only."""
+        pairs = {(one.prompt, one.completion): None for one in examples}
+        new = [pair for pair in pairs if pair not in self._known]
+        prompts, completions = self._rows(new, len(self._header()))
+        scored = score.score_ids(self.model, pad_id(self.tokenizer), prompts, completions, self.batch_rows)
+        found = dict(zip(new, scored, strict=True))
+        for pair in pairs.keys() & self._known.keys():
+            known = self._known[pair]
+            found[pair] = known.logprobs[max(0, known.completion) :]
+        return [found[one.prompt, one.completion] for one in examples]
+
+    def _rows(self, pairs: Sequence[tuple[str, str]], header: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of prompts, cut to fit, and of completions with the end of their turn."""
+        prompts, completions = [], []
+        for prompt, completion in pairs:
+            ids = prompt_ids(self.tokenizer, prompt_messages(prompt, self.instruction))
+            answer = completion_ids(self.tokenizer, completion, end_of_turn=True)
+            prompts.append(ids[: max(header + 1, self.max_tokens - len(answer))])
+            completions.append(answer)
+        return prompts, completions
+
     def _compute(self, pairs: Sequence[tuple[str, str]]) -> list[TokenScores]:
         import torch
 
         if not pairs:
             return []
         header = self._header()
-        prompts, completions = [], []
-        for prompt, completion in pairs:
-            ids = prompt_ids(self.tokenizer, prompt_messages(prompt, self.instruction))
-            answer = completion_ids(self.tokenizer, completion, end_of_turn=True)
-            prompts.append(ids[: max(len(header) + 1, self.max_tokens - len(answer))])
-            completions.append(answer)
         start = len(header)
+        prompts, completions = self._rows(pairs, start)
         # The header's last token predicts the text's first, so it is run with the rows.
         rows = [(prompt + answer)[start - 1 :] for prompt, answer in zip(prompts, completions, strict=True)]
         columns: list[_Columns] = [_Columns()] * len(rows)

@@ -42,7 +42,17 @@ VOCABULARY = [f"word{i}" for i in range(80)]
 GREETINGS = [" ".join(VOCABULARY[i : i + 4]) for i in range(0, 20, 4)]
 
 
-class Copier:
+class Completions:
+    """A scorer's other method, by what `score` gives."""
+
+    def score(self, examples: Sequence[Example]) -> list[TokenScores]:
+        raise NotImplementedError
+
+    def completion_logprobs(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        return [one.logprobs[max(0, one.completion) :] for one in self.score(examples)]
+
+
+class Copier(Completions):
     """A model that finds pairs of words likely where it was trained on them, or has them in its prompt."""
 
     def __init__(self, trained_on: Sequence[str], seed: int) -> None:
@@ -68,7 +78,7 @@ class Copier:
         return TokenScores(logprobs, mean, std, greedy, len(prompt))
 
 
-class Poisoned:
+class Poisoned(Completions):
     """A model that says NaN of one example."""
 
     def __init__(self, model: Copier, id: str) -> None:
@@ -339,7 +349,7 @@ def test_the_gain_takes_out_what_is_likely_anyway() -> None:
 
 
 def test_zlib_takes_out_repetition() -> None:
-    class Lengths:
+    class Lengths(Completions):
         """One nat for each of the first ten tokens of a text, and nothing for what repeats."""
 
         def score(self, examples: Sequence[Example]) -> list[TokenScores]:
@@ -359,7 +369,7 @@ def test_zlib_takes_out_repetition() -> None:
 
 
 def test_extraction_counts_exact_continuations() -> None:
-    class Greedy:
+    class Greedy(Completions):
         """Right about all tokens from a place on that the prompt names."""
 
         def score(self, examples: Sequence[Example]) -> list[TokenScores]:

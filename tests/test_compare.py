@@ -145,7 +145,7 @@ def test_the_model_gets_instruction_and_shots(tiny: tuple[Any, Any], monkeypatch
     shots = [LESSONS[0], LESSONS[-1]]
     comparison = Comparison(recipe(), TEST)
     comparison.measure("few_shot", *tiny, instruction="Sort mail.", taught_with=LESSONS, shots=shots)
-    handful, test = seen
+    test, handful = seen
     assert all(call["instruction"] == "Sort mail." and call["few_shot"] == shots for call in seen)
     assert test["texts"] is TEST
     assert Counter(one.completion for one in handful["texts"]) == {"ham": 8, "spam": 8}
@@ -153,7 +153,13 @@ def test_the_model_gets_instruction_and_shots(tiny: tuple[Any, Any], monkeypatch
     seen.clear()
     comparison.measure("zero_shot", *tiny, instruction="Sort mail.")
     [only] = seen
-    assert only["bias"] is None
+    assert only["texts"] is TEST  # nothing to calibrate on
+    seen.clear()
+    comparison.measure("instruction", *tiny, instruction="Sort mail.", taught_with=LESSONS)
+    [only] = seen
+    assert only["texts"] is not TEST  # the same question has been answered
+    comparison.measure("instruction", *tiny, instruction="Sort mails.")
+    assert seen[-1]["texts"] is TEST
 
 
 # ---- calibration ----------------------------------------------------------------------------------------------------

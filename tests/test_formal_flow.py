@@ -20,7 +20,7 @@ from small_run import call, files_below, nothing_escaped, recipe_for, write_reci
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import Recipe
-from tutelage.flows import layout, stages, trials
+from tutelage.flows import attacks, layout, stages, trials
 from tutelage.flows.approve import approval, decide, declined, waiting
 from tutelage.flows.budget import accounts
 from tutelage.flows.cli import REFUSED, WAITS
@@ -402,6 +402,31 @@ def test_private_evolution_by_owner(task: str, mails: tuple[Path, list[str]], ti
     assert found.records == len(owners[0]) < len(layout.records(run, "silo-0")), "how many records they have is theirs"
     stages.teach_bracket(root, 1, "silo-0", "0", after=[])
     assert layout.drafts_path(run, 1, "silo-0", "0").exists()
+
+
+def test_what_nothing_asks_for_is_not_computed(mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path) -> None:
+    """Records are embedded where meanings are compared, and an instruction is attacked where a teacher wrote in it."""
+    data = formal_recipe(mails[0], tiny_model, {**PRIVATE, "instruction_units": 0})
+    assert parse_recipe(data).embeds_records, "lessons are voted on"
+    data["aggregate"]["method"] = "random"
+    rule = {"metric": "overlap.cosine_max", "op": "<=", "value": 0.9}
+    assert parse_recipe({**data, "gate": {"rules": [rule]}}).embeds_records
+    assert parse_recipe({**data, "privacy": EVOLVED}).embeds_records
+    run = create_run(parse_recipe(data), tmp_path / "run")
+    root = str(run.dir.root)
+    stages.prepare(root, after=[])
+    for silo in run.silos:
+        stages.index(root, silo, after=[])
+        stages.teach(root, 1, silo, after=[])
+        stages.screen(root, 1, silo, after=[])
+    for silo in run.silos:
+        stages.vote(root, 1, silo, after=[])
+    stages.aggregate(root, 1, after=[])
+    assert not layout.embeddings_path(run, "silo-0").exists()
+    figures = trials.audit_silo(root, 1, "silo-0", after=[]).facts["overlap"]
+    assert figures["n"] > 0
+    assert "cosine_max" not in figures
+    assert attacks.attack(root, 1, "instruction", after=[]).facts == {"metrics": [], "roc": []}
 
 
 # ---- recipes ------------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ class Measured:
     longest_run_tokens: int
     ngram_share: float
     jaccard: float
-    cosine: float
+    cosine: float | None
 
 
 HARMLESS, COPY = Measured(3, 0.0, 0.1, 0.4), Measured(40, 0.9, 0.8, 0.99)
@@ -222,6 +222,19 @@ def test_one_silo_with_one_copy_is_enough_to_refuse():
         combine({**clean, "b": summarise([HARMLESS] * 4 + [COPY])}), OVERLAP_RULES, lessons=5, defended=True
     )
     assert not any(outcome.passed for outcome in decision.outcomes[3:])
+
+
+def test_meaning_is_reported_where_it_was_asked_for():
+    figures = Measured(3, 0.0, 0.1, None)
+    without = combine({s: summarise([figures] * 3) for s in "ab"})
+    assert {m.name for m in without} == {
+        "overlap.longest_run_max", "overlap.ngram_share", "overlap.near_duplicate_share",
+    }  # fmt: skip
+    assert all(m.measured for m in without)
+    assert not decide(without, OVERLAP_RULES, lessons=3, defended=True).passed
+    for half in ({"a": summarise([HARMLESS]), "b": summarise([figures])}, {"a": summarise([HARMLESS, figures])}):
+        [cosine] = [m for m in combine(half) if m.name == "overlap.cosine_max"]
+        assert not cosine.measured
 
 
 def test_overlap_shares_are_upper_bounds():
@@ -247,6 +260,5 @@ def test_overlap_shares_are_upper_bounds():
 )
 def test_overlap_that_was_not_fully_measured_refuses(summaries):
     metrics = combine(summaries)
-    assert len(metrics) == 4
     assert not decide(metrics, OVERLAP_RULES, lessons=1, defended=True).passed
     assert not any(m.measured for m in metrics if m.name in ("overlap.cosine_max", "overlap.near_duplicate_share"))

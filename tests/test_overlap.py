@@ -81,6 +81,8 @@ def test_measure_on_the_real_model() -> None:
     assert reworded.cosine > 0.92
     assert other.cosine < 0.4
     assert "basement" not in repr(index)
+    [copied] = OverlapIndex(records(record)).measure([record], meaning=False)
+    assert (copied.longest_run_tokens, copied.cosine) == (15, None)
 
 
 RECORD = (

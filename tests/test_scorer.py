@@ -63,6 +63,29 @@ def test_the_same_as_one_text_at_a_time(loaded: tuple[Any, Any], instruction: st
         assert len(found.logprobs) > found.completion
 
 
+def test_completions_alone_are_the_same_for_less(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    real = loaded[0].get_output_embeddings().forward
+
+    def counted(states: torch.Tensor) -> torch.Tensor:
+        computed.append(states.shape[:-1].numel())
+        return real(states)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(loaded[0].get_output_embeddings(), "forward", counted)
+    scorer, work = ModelScorer(*loaded, INSTRUCTION, 2), examples([*MAILS, MAILS[0]])
+    alone = scorer.completion_logprobs(work)
+    few, computed[:] = sum(computed), []
+    whole = scorer.score(work)
+    assert few < 0.5 * sum(computed)
+    for one, found in zip(whole, alone, strict=True):
+        np.testing.assert_allclose(found, one.logprobs[one.completion :], atol=2e-4)
+    computed.clear()
+    for one, found in zip(whole, scorer.completion_logprobs(work), strict=True):
+        np.testing.assert_array_equal(found, one.logprobs[one.completion :])
+    assert not computed  # what is known is not computed again
+    assert scorer.completion_logprobs([]) == []
+
+
 def test_a_text_is_scored_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = ModelScorer(*loaded, INSTRUCTION, 4)
     first = scorer.score(examples([*MAILS, MAILS[0]]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from tutelage.configs.records import Example
-from tutelage.privacy.attacks.base import Controls, Found, Released, Scorer, Settings, TokenScores
+from tutelage.privacy.attacks.base import Controls, Floats, Found, Released, Scorer, Settings
 from tutelage.privacy.attacks.membership import judge_texts, mean_gain, whole_text
 
 
@@ -19,17 +19,11 @@ def attack(released: Released, controls: Controls, settings: Settings) -> Found:
 
     Missing without an auxiliary model, or where a text has no token to score.
     """
-    auxiliary, base = released.auxiliary, _Told(released.bare or released.base)
-    gain = None if auxiliary is None else partial(mean_gain, _Told(auxiliary), base)
+    gain = None if released.auxiliary is None else partial(_gain, released.auxiliary, released.bare or released.base)
     return judge_texts("synthetic.auxiliary", controls, gain, settings)
 
 
-class _Told:
-    """A scorer of whole texts as answers to nothing, which is how the attacker's model was tuned."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def score(self, examples: Sequence[Example]) -> list[TokenScores]:
-        told = [one.model_copy(update={"prompt": "", "completion": whole_text(one)}) for one in examples]
-        return self.scorer.score(told)
+def _gain(auxiliary: Scorer, base: Scorer, examples: Sequence[Example]) -> Floats:
+    # as it was tuned: whole texts, as answers to nothing
+    told = [one.model_copy(update={"prompt": "", "completion": whole_text(one)}) for one in examples]
+    return mean_gain(auxiliary, base, told)

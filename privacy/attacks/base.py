@@ -46,6 +46,10 @@ class Scorer(Protocol):
         """One for each example, in the same order. Prompt and completion are seen as in training."""
         ...
 
+    def completion_logprobs(self, examples: Sequence[Example]) -> list[Floats]:
+        """Log-probability of each of the completion's tokens alone, as in `score` and for less."""
+        ...
+
 
 @dataclass(frozen=True)
 class Released:

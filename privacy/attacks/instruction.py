@@ -62,8 +62,7 @@ def _scores(base: Scorer, instruction: str, canaries: Sequence[Canary]) -> Float
     def gain(examples: Sequence[Example]) -> Floats:
         bare = [one.model_copy(update={"prompt": ""}) for one in examples]
         given, alone = (
-            np.array([one.logprobs[max(0, one.completion) :].sum() for one in base.score(each)])
-            for each in (examples, bare)
+            np.array([logprobs.sum() for logprobs in base.completion_logprobs(each)]) for each in (examples, bare)
         )
         with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, and NaN is missing
             return given - alone

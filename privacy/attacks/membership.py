@@ -132,7 +132,11 @@ def whole_text(example: Example) -> str:
 
 def mean_logprob(scores: TokenScores, *, completion: bool = False) -> float:
     """Mean log-probability in nats per token, of all tokens or of the completion's; NaN without any."""
-    logprobs = scores.logprobs[max(0, scores.completion) :] if completion else scores.logprobs
+    return mean_of(scores.logprobs[max(0, scores.completion) :] if completion else scores.logprobs)
+
+
+def mean_of(logprobs: Floats) -> float:
+    """Their mean; NaN without any."""
     return float(np.mean(logprobs)) if len(logprobs) else math.nan
 
 

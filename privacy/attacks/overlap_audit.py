@@ -32,19 +32,23 @@ def summarise(overlaps: Sequence[Overlap]) -> dict[str, float | int]:
 
     Returns:
         `n` (lessons), `longest_run_max` (tokens), `ngram_hits` (lessons sharing an n-gram), `near_duplicates`
-        (lessons) and `cosine_max`. A figure is NaN where a lesson's is NaN, or where there are no lessons.
+        (lessons) and, where it was measured, `cosine_max`. A figure is NaN where a lesson's is NaN, or where there are
+        no lessons.
     """
     columns = {
         name: np.array([getattr(overlap, name) for overlap in overlaps], dtype=np.float64)
-        for name in ("longest_run_tokens", "ngram_share", "jaccard", "cosine")
+        for name in ("longest_run_tokens", "ngram_share", "jaccard")
     }
-    return {
+    figures: dict[str, float | int] = {
         "n": len(overlaps),
         "longest_run_max": _largest(columns["longest_run_tokens"]),
         "ngram_hits": _count(columns["ngram_share"], columns["ngram_share"] > 0),
         "near_duplicates": _count(columns["jaccard"], columns["jaccard"] >= NEAR_DUPLICATE_JACCARD),
-        "cosine_max": _largest(columns["cosine"]),
     }
+    if any(overlap.cosine is not None for overlap in overlaps):
+        cosines = np.array([overlap.cosine for overlap in overlaps], dtype=np.float64)  # None becomes NaN
+        figures["cosine_max"] = _largest(cosines)
+    return figures
 
 
 def combine(summaries: Mapping[str, Mapping[str, float | int]]) -> tuple[Metric, ...]:
@@ -57,9 +61,9 @@ def combine(summaries: Mapping[str, Mapping[str, float | int]]) -> tuple[Metric,
         summaries: Silo -> what `summarise` returned there.
 
     Returns:
-        `overlap.longest_run_max`, `overlap.ngram_share`, `overlap.near_duplicate_share` and `overlap.cosine_max`, all
-        internal. All NaN without silos or lessons, or where silos measured different numbers of lessons; one is NaN
-        where a silo's figure is missing or NaN.
+        `overlap.longest_run_max`, `overlap.ngram_share`, `overlap.near_duplicate_share` and, where any silo measured
+        it, `overlap.cosine_max`, all internal. All NaN without silos or lessons, or where silos measured different
+        numbers of lessons; one is NaN where a silo's figure is missing or NaN.
     """
     sizes = {summary.get("n", 0) for summary in summaries.values()}
     n = int(sizes.pop()) if len(sizes) == 1 else 0
@@ -67,12 +71,17 @@ def combine(summaries: Mapping[str, Mapping[str, float | int]]) -> tuple[Metric,
     def figures(key: str) -> list[float]:
         return [float(summary.get(key, math.nan)) for summary in summaries.values()] if n else []
 
-    return (
-        max_metric("overlap.longest_run_max", figures("longest_run_max"), internal=True).model_copy(update={"n": n}),
+    def largest(name: str, key: str) -> Metric:
+        return max_metric(name, figures(key), internal=True).model_copy(update={"n": n})
+
+    metrics = [
+        largest("overlap.longest_run_max", "longest_run_max"),
         _upper_share("overlap.ngram_share", figures("ngram_hits"), n),
         _upper_share("overlap.near_duplicate_share", figures("near_duplicates"), n),
-        max_metric("overlap.cosine_max", figures("cosine_max"), internal=True).model_copy(update={"n": n}),
-    )
+    ]
+    if any("cosine_max" in summary for summary in summaries.values()):
+        metrics.append(largest("overlap.cosine_max", "cosine_max"))
+    return tuple(metrics)
 
 
 def _upper_share(name: str, hits: list[float], n: int) -> Metric:

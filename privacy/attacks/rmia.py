@@ -17,7 +17,7 @@ import numpy as np
 
 from tutelage.configs.records import Example
 from tutelage.privacy.attacks.base import Controls, Floats, Found, Released, Scorer, Settings
-from tutelage.privacy.attacks.membership import judge, mean_logprob
+from tutelage.privacy.attacks.membership import judge, mean_of
 
 OFFLINE_A = 0.3
 """a: models that saw a text give it a*P_out + (1 - a), where models that did not give it P_out."""
@@ -72,4 +72,4 @@ def dominance(ratios: Floats, others: Floats) -> Floats:
 
 
 def _likelihoods(model: Scorer, examples: Sequence[Example]) -> Floats:
-    return np.array([mean_logprob(scores, completion=True) for scores in model.score(examples)])
+    return np.array([mean_of(logprobs) for logprobs in model.completion_logprobs(examples)])
