@@ -80,6 +80,8 @@ def _strings(tree: object) -> Iterator[str]:
 
 def fold(word: str) -> str:
     """Lower case, without accents."""
+    if word.isascii():
+        return word.lower()  # nearly every word, in a tenth of the time
     plain = unicodedata.normalize("NFKD", word.casefold().translate(_FOLDED))
     return "".join(c for c in plain if not unicodedata.combining(c))
 
