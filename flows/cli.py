@@ -17,23 +17,30 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.flows import cli_schedule, cli_student
 from tutelage.flows.cli_audit import audit
-from tutelage.flows.cli_options import AsJson, Jobs, Overrides, RecipePath, RunPath
+from tutelage.flows.cli_options import (
+    REFUSED,
+    WAITS,
+    AsJson,
+    Jobs,
+    Overrides,
+    RecipePath,
+    RunPath,
+    check_models,
+)
 
 if TYPE_CHECKING:
-    from tutelage.configs.records import Override
-    from tutelage.configs.schema import Recipe
     from tutelage.flows.bargain import Bargain
     from tutelage.flows.stage import Run
 
-REFUSED = 3
-WAITS = 5
 INTERRUPTED = 130
 SHOW_MESSAGES = "TUTELAGE_SHOW_MESSAGES"
 _QUIET = {
     # nothing phones home
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # the embedded server: loopback, patient, and silent; what went wrong is said once, by us
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
@@ -87,7 +94,7 @@ def validate(
         raise UserError("no recipe given", remedy="tutelage validate RECIPE")
     checked = load_recipe(recipe, tuple(overrides or ()))
     found = ""
-    _check_models(checked)
+    check_models(checked)
     if data:
         from tutelage.configs.models import fetch_mail
         from tutelage.privacy.partition import partition
@@ -156,7 +163,7 @@ def run(
     from tutelage.flows.stage import create_run
 
     checked = load_recipe(recipe, tuple(overrides or ()))
-    _check_models(checked)
+    check_models(checked)
     root = run_dir or Path("runs") / checked.name
     with RunDir(root).locked():
         _finish(create_run(checked, root), jobs)
@@ -232,134 +239,6 @@ def report(
 
 
 @app.command()
-def inspect(
-    run_dir: RunPath,
-    by: Annotated[str | None, typer.Option("--by", help="Who reviews. Default: the user of this machine.")] = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
-) -> None:
-    """Read, search and review what a run released, in a browser of this machine."""
-    import contextlib
-    import getpass
-
-    from tutelage.flows.inspector.serve import serve
-
-    name = (by or getpass.getuser()).strip()
-    if not 0 < len(name) <= 100:
-        raise UserError("a name has 1 to 100 letters", key="--by", remedy='--by "Your Name"')
-    with contextlib.suppress(KeyboardInterrupt):  # it is how this ends
-        serve(run_dir, name, port, browser=browser, say=typer.echo)
-
-
-@app.command()
-def approve(
-    run_dir: RunPath,
-    by: Annotated[str, typer.Option("--by", help="Your name.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for all to read.")],
-    round: Annotated[int | None, typer.Option("--round", help="Default: the one that waits.")] = None,
-    decline: Annotated[
-        bool, typer.Option("--decline", help="Say no: it is not published, and the run goes on.")
-    ] = False,
-) -> None:
-    """Approve a student that its gate has passed, or decline it; for runs with `gate.approval`."""
-    from pydantic import ValidationError
-
-    from tutelage.configs.store import RunDir
-    from tutelage.flows import approve as word
-    from tutelage.flows.stage import open_run
-
-    run = open_run(run_dir)
-    round = round or word.waiting(run) or run.recipe.rounds
-    with RunDir(run_dir).locked():
-        try:
-            made = word.decide(run, round, approved=not decline, by=by.strip(), reason=reason.strip())
-        except ValidationError:
-            raise UserError(
-                "who decides gives a name and a reason of 3 letters or more",
-                key="--by" if len(by.strip()) < 3 else "--reason",
-                remedy='--by "Your Name" --reason "..."; both stand on the model card and in the log',
-            ) from None
-    said = "approved" if made.approved else "declined"
-    typer.echo(f"round {round} {said} by {made.by}; go on with: tutelage resume {run_dir}")
-
-
-@app.command()
-def publish(
-    run_dir: RunPath,
-    round: Annotated[int | None, typer.Option("--round", help="Default: the last.")] = None,
-    override: Annotated[bool, typer.Option("--override", help="Publish although the gate refused.")] = False,
-    by: Annotated[str, typer.Option("--by", help="With --override: your name.")] = "",
-    reason: Annotated[str, typer.Option("--reason", help="With --override: why, for all to read.")] = "",
-    to: Annotated[
-        str | None, typer.Option("--to", help="Also put it there: a folder, s3://BUCKET/FOLDER, hf://ORG/NAME.")
-    ] = None,
-    latest: Annotated[
-        str | None, typer.Option("--latest", help="With --to: publish nothing, make this version the latest again.")
-    ] = None,
-) -> None:
-    """Say where a run's student was published, or put it where others get it.
-
-    Only what its gate has passed, and a person approved where the recipe asks for that, unless somebody overrides it.
-    """
-    from tutelage.configs.store import RunDir
-    from tutelage.flows import layout, registry
-    from tutelage.flows.stage import open_run
-    from tutelage.students import targets
-
-    run = open_run(run_dir)
-    if latest is not None:
-        if to is None:
-            raise UserError("where is it to be the latest?", key="--latest", remedy="name the place with --to")
-        typer.echo(targets.make_latest(to, run.recipe.name, latest))
-        return
-    round = run.recipe.rounds if round is None else round
-    if not layout.report_path(run, round).exists():
-        raise UserError(f"round {round} is not finished", file=run_dir, remedy=f"tutelage resume {run_dir}")
-    if override:
-        with RunDir(run_dir).locked():
-            typer.echo(str(registry.publish_by_hand(run, round, _override(by, reason))))
-    else:
-        _stop_if_refused(run, round)
-        typer.echo(str(registry.published_version(run, round)))
-    if to is not None:
-        typer.echo(registry.send_round(run, round, to))
-
-
-def _override(by: str, reason: str) -> Override:
-    from pydantic import ValidationError
-
-    from tutelage.configs.records import Override
-
-    try:
-        return Override(by=by.strip(), reason=reason.strip())
-    except ValidationError:
-        raise UserError(
-            "who overrides a gate gives a name (3 letters or more) and a reason (20 or more)",
-            key="--by" if len(by.strip()) < 3 else "--reason",
-            remedy='--override --by "Your Name" --reason "..."; both stand on the model card and in the log',
-        ) from None
-
-
-def _stop_if_refused(run: Run, round: int) -> None:
-    """Say why a round's student is not published, where its gate or a person refused it."""
-    from tutelage.flows import approve, layout
-
-    decision = layout.report(run, round).decision
-    for outcome in decision.outcomes:
-        if not outcome.passed:
-            typer.echo(f"refused: {outcome.rule}: {outcome.reason}", err=True)
-    if not decision.passed:
-        raise typer.Exit(REFUSED)
-    if run.recipe.gate.approval:
-        root, word = run.dir.root, approve.approval(run, round)
-        if word is None:
-            raise UserError(f"round {round} waits for approval", file=root, remedy=f"tutelage approve {root}")
-        if not word.approved:
-            typer.echo(f"declined by {word.by}, {word.at}: {word.reason}", err=True)
-            raise typer.Exit(REFUSED)
-
-
-@app.command()
 def budget(
     place: Annotated[Path, typer.Argument(help="A folder of ledgers, a run folder, or a folder of runs.")] = Path(
         "runs"
@@ -377,42 +256,15 @@ def budget(
 
 
 app.add_typer(audit, name="audit")
-
-
-@app.command()
-def deploy(
-    recipe: RecipePath,
-    cron: Annotated[str | None, typer.Option("--cron", help='When, UTC: "0 2 * * 1-5".')] = None,
-    every: Annotated[int | None, typer.Option("--every", min=60, help="Or how often, in seconds.")] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of run folders.")] = Path("runs"),
-    pool: Annotated[str, typer.Option("--pool", help="Work pool; made if it isn't there.")] = "tutelage",
-    overrides: Overrides = None,
-    jobs: Jobs = 1,
-) -> None:
-    """Put a recipe on a Prefect server: its runs on a schedule or by a form, audits and publishing."""
-    from tutelage.configs.load import load_recipe
-    from tutelage.flows.deploy import deploy as put
-
-    checked = load_recipe(recipe, tuple(overrides or ()))
-    _check_models(checked)
-    made = put(checked, recipe, runs=runs, jobs=jobs, overrides=overrides or (), cron=cron, interval_s=every, pool=pool)
-    for name in made:
-        typer.echo(name)
-
-
-@app.command()
-def up(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the server, on loopback.")] = 4200,
-    pool: Annotated[str, typer.Option("--pool", help="The worker's work pool.")] = "tutelage",
-    database: Annotated[
-        str | None,
-        typer.Option("--database", envvar="TUTELAGE_DATABASE", help="postgresql+asyncpg://...; default: SQLite."),
-    ] = None,
-) -> None:
-    """Start a Prefect server and a worker on this machine; Ctrl-C ends both."""
-    from tutelage.flows.up import up as start
-
-    start(port, pool, database, typer.echo)
+for command in (
+    cli_student.inspect,
+    cli_student.approve,
+    cli_student.publish,
+    cli_student.ask,
+    cli_schedule.up,
+    cli_schedule.deploy,
+):
+    app.command()(command)
 
 
 @app.command()
@@ -430,13 +282,6 @@ def doctor(as_json: AsJson = False) -> None:
                 typer.echo(f"     {finding.remedy}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)
-
-
-def _check_models(recipe: Recipe) -> None:
-    from tutelage.configs.models import check_model
-
-    for name in (recipe.teach.model, recipe.student.base):
-        check_model(name)
 
 
 def _finish(run: Run, jobs: int) -> None:

@@ -6,23 +6,29 @@ and its kin, which never quote data.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
+from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed, Failed
 
 from tutelage.configs.load import load_recipe
-from tutelage.configs.store import RunDir
-from tutelage.flows import approve, layout, pages, registry
+from tutelage.configs.schema import FileData
+from tutelage.configs.store import RunDir, digest, files_below
+from tutelage.flows import approve, flow_runs, layout, pages, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
 from tutelage.flows.stage import Run, create_run, open_run
 from tutelage.flows.verify import verify_run
 from tutelage.flows.workers import end_with_parent, working
+
+SETTLED_S = 60
+"""Records that nobody has written for so long are taken to be whole."""
 
 
 @flow(name="run", persist_result=False, log_prints=False, retries=0)
@@ -37,7 +43,7 @@ def run(recipe: Path, runs: Path, jobs: int = 1, overrides: list[str] | None = N
     """
     end_with_parent()
     checked = load_recipe(recipe, tuple(overrides or ()))
-    root = runs / f"{checked.name}-{str(runtime.flow_run.id)[:8]}"
+    root = flow_runs.folder(runs, checked.name, str(runtime.flow_run.id))
     while True:
         with RunDir(root).locked(), working(jobs):
             made = create_run(checked, root)
@@ -50,6 +56,29 @@ def run(recipe: Path, runs: Path, jobs: int = 1, overrides: list[str] | None = N
         word = suspend_flow_run(wait_for_input=approve.Word, key=f"round-{round}")
         with RunDir(root).locked():
             approve.decide(made, round, approved=word.approved, by=word.by, reason=word.reason)
+
+
+@flow(name="look", persist_result=False, log_prints=False, retries=0)
+def look(recipe: Path, overrides: list[str] | None = None) -> State[Any]:
+    """Begin a run of a recipe if its records are others than at the last look, and nobody is writing them.
+
+    Files are told by name, size and time alone. The first look begins a run, too.
+
+    Args:
+        recipe: The recipe's file, its whole path.
+        overrides: As `--set` takes them.
+    """
+    checked = load_recipe(recipe, tuple(overrides or ()))
+    source = checked.data.records
+    if not isinstance(source, FileData):
+        return Completed(message="this recipe's records are in no file")
+    files = {file: file.stat() for file in (files_below(source.path) if source.path.is_dir() else [source.path])}
+    if time.time() - max(one.st_mtime for one in files.values()) < SETTLED_S:
+        return Completed(name="Waiting", message="the records were changed just now")
+    seen = digest([checked.name, *([str(file), one.st_size, one.st_mtime_ns] for file, one in files.items())])
+    # Asked for twice under one key, a run is begun once: so no look needs to remember what it has seen.
+    begun: Any = run_deployment(f"run/{checked.name}", timeout=0, as_subflow=False, idempotency_key=f"look-{seen}")
+    return Completed(message=f"flow run {begun.id} is of these records")
 
 
 @flow(name="audit", persist_result=False, log_prints=False, retries=0)
@@ -72,7 +101,7 @@ def publish(run_dir: Path, to: str) -> State[Any]:
 
     Args:
         run_dir: The run's folder.
-        to: A folder, `s3://BUCKET/FOLDER` or `hf://ORG/NAME`.
+        to: A folder, `s3://BUCKET/FOLDER`, `hf://ORG/NAME` or `mlflow:NAME`.
     """
     made = open_run(run_dir)
     return Completed(message=registry.send_round(made, made.recipe.rounds, to))

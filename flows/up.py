@@ -22,8 +22,11 @@ _DIES_WITH_US = 'cat; kill -s TERM -- "-$0" 2>/dev/null; sleep 5; kill -s KILL -
 
 
 @contextlib.contextmanager
-def reached() -> Iterator[None]:
+def reached(patience_s: float = 0) -> Iterator[None]:
     """Whatever is asked of Prefect meanwhile goes to the server that the settings name, else to that of `tutelage up`.
+
+    Args:
+        patience_s: How long it may take until it answers.
 
     Raises:
         UserError: it can't be reached.
@@ -32,13 +35,18 @@ def reached() -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     address = PREFECT_API_URL.value() or f"http://{HOST}:{PORT}/api"
-    try:
-        httpx.get(f"{address}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise UserError(
-            f"no Prefect server answers there ({type(error).__name__})", file=without_credentials(address),
-            remedy="start one: tutelage up; or set PREFECT_API_URL",
-        ) from None  # fmt: skip
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            httpx.get(f"{address}/health", timeout=10).raise_for_status()
+            break
+        except httpx.HTTPError as error:
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"no Prefect server answers there ({type(error).__name__})", file=without_credentials(address),
+                    remedy="start one: tutelage up; or set PREFECT_API_URL",
+                ) from None  # fmt: skip
+            time.sleep(0.5)
     with temporary_settings({PREFECT_API_URL: address}):
         yield
 

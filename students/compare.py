@@ -46,17 +46,42 @@ class Comparison:
             name: The method, the last part of the metrics' names.
             model: In evaluation mode.
             tokenizer: Its tokenizer.
+            instruction: As for `answers`.
+            taught_with: As for `answers`.
+            shots: As for `answers`.
+            internal: Whether the figures must not be published.
+        """
+        answers = self.answers(
+            model, tokenizer, instruction=instruction, taught_with=taught_with, shots=shots, progress=name
+        )
+        return self.score(name, answers, internal)
+
+    def answers(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        instruction: str,
+        taught_with: Sequence[Example] = (),
+        shots: Sequence[Example] = (),
+        progress: str | None = None,
+    ) -> Sequence[str]:
+        """A model's answers to the test set, in order.
+
+        Args:
+            model: In evaluation mode.
+            tokenizer: Its tokenizer.
             instruction: The system prompt.
             taught_with: What the method may know: its label tokens are calibrated on a balanced handful of these.
                 Empty: no calibration, as for zero-shot, which knows nothing.
             shots: Worked examples shown before every question.
-            internal: Whether the figures must not be published.
+            progress: What to call the progress bar; None: no bar.
         """
         task, rows = self.recipe.task, self.recipe.measure.batch_rows
         asked = (id(model), instruction, tuple(shots))
         if not isinstance(task, ClassificationTask):
             if asked not in self._answered:
-                answers = evaluate.generate_answers(
+                generated = evaluate.generate_answers(
                     model,
                     tokenizer,
                     self.test,
@@ -65,8 +90,9 @@ class Comparison:
                     max_new_tokens=self.recipe.teach.max_new_tokens,
                     batch_rows=rows,
                 )
-                self._answered[asked] = model, answers
-            return self.score(name, self._answered[asked][1], internal)
+                self._answered[asked] = model, generated
+            answers: Sequence[str] = self._answered[asked][1]
+            return answers
         labels = list(task.labels)
         ask = functools.partial(
             evaluate.classify,
@@ -76,14 +102,14 @@ class Comparison:
             instruction=instruction,
             few_shot=shots,
             batch_rows=rows,
-            progress=name,
+            progress=progress,
         )
         if asked not in self._answered:
             self._answered[asked] = model, ask(self.test)
         predictions: evaluate.Predictions = self._answered[asked][1]
         handful = balanced(taught_with, max(1, _CALIBRATION_EXAMPLES // len(labels)), self.recipe.seed)
         bias = evaluate.calibrate(ask(handful).scores) if handful else np.zeros(len(labels))
-        return self.score(name, predictions.without(bias), internal)
+        return predictions.without(bias)
 
     def tfidf(self, taught_with: Sequence[Example]) -> tuple[Metric, ...]:
         """TF-IDF and logistic regression on the same lessons. Nothing for generation tasks or a single label."""

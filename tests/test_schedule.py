@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,21 +20,39 @@ import pytest
 from small_run import files_below, recipe_for, write_recipe
 
 from tutelage.configs.errors import UserError
+from tutelage.flows.cli_options import REFUSED, WAITS
 from tutelage.flows.deploy import _schedule
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+PLANTED = {
+    "HF_TOKEN": "hf_plantedPLANTEDplanted0123456789",
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED00",
+    "AWS_SECRET_ACCESS_KEY": "planted/PLANTED/planted/0123456789+planted",
+}
+"""Secrets as they come from the environment; the server's database, all logs and all files are searched for them."""
+NOWHERE = {
+    "HF_ENDPOINT": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}  # fmt: skip
 
 
 class Prefect:
     """`tutelage up` in a process of its own, and what its server says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.api, self.home = f"http://127.0.0.1:{self.port}/api", folder / "prefect"
         self.env = {**os.environ, "PREFECT_HOME": str(self.home), "PREFECT_API_URL": self.api, "OMP_NUM_THREADS": "1"}
+        self.env |= PLANTED | NOWHERE | ({"TUTELAGE_DATABASE": database} if database else {})
         self.said = folder / "up.log"
+        self.start()
+
+    def start(self) -> None:
+        """`up`, until it is there."""
         with self.said.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tutelage.flows.cli", "up", "--port", str(self.port)],
@@ -72,6 +92,36 @@ class Prefect:
 
     def _is_mine(self, one: psutil.Process) -> bool:
         return (one.info["environ"] or {}).get("PREFECT_HOME") == str(self.home)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL server of Debian's packages on loopback, with a password."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    password = "pg-planted-PLANTED-0123456789"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="tutelage-pg-"))
+    (folder / "password").write_text(password)
+    other: list[str] = []
+    if os.geteuid() == 0:  # it doesn't run as root
+        other = ["runuser", "-u", "postgres", "--"]
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres")
+
+    def program(name: str, *arguments: str) -> None:
+        subprocess.run([*other, str(programs[-1] / name), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    data = str(folder / "data")
+    program("initdb", "-D", data, "-U", "tutelage", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    program("pg_ctl", "-D", data, "-l", str(folder / "log"), "-o", options, "-w", "start")
+    yield f"postgresql+asyncpg://tutelage:{password}@127.0.0.1:{port}/postgres"
+    program("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -120,20 +170,114 @@ def test_a_schedule_fires_and_the_run_is_done(
 def test_a_run_waits_for_a_person_and_goes_on(
     prefect: Prefect, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
 ) -> None:
+    """By the form in Prefect's pages, and by the command line."""
     path = recipe(tmp_path, mails, tiny_model, approval=True)
-    assert prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs")).returncode == 0
-    (deployment,) = (
-        one for one in prefect.ask("deployments/filter") if one["name"] == "small" and "recipe" in one["parameters"]
-    )
-    prefect.ask(f"deployments/{deployment['id']}/create_flow_run")
-    waiting = prefect.until(lambda: [one for one in prefect.states() if one[1] == "PAUSED"], 500)
-    run = waiting[0][0]
+    begun = prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--now")
+    assert begun.returncode == WAITS, begun.stderr
+    assert "Suspended" in begun.stderr
+    (root,) = (tmp_path / "runs").glob("small-*")
+    assert f"tutelage approve {root}" in begun.stderr
+    (waiting,) = [id for id, kind, _ in prefect.states() if kind == "PAUSED"]
+    # one that waits for a person keeps no other from running
+    begun = prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--now")
+    assert begun.returncode == WAITS, begun.stderr
+    (other,) = set((tmp_path / "runs").glob("small-*")) - {root}
     assert not (tmp_path / "runs" / "registry").exists()
     word = {"approved": True, "by": "Ann", "reason": "It reads well."}
-    prefect.ask(f"flow_runs/{run}/resume", run_input=word)
-    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (run, "COMPLETED")], 300)
-    card = (tmp_path / "runs" / "registry" / "small" / "v1" / "README.md").read_text()
-    assert "Approved by Ann" in card
+    prefect.ask(f"flow_runs/{waiting}/resume", run_input=word)
+    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (waiting, "COMPLETED")], 300)
+    registry = tmp_path / "runs" / "registry" / "small"
+    assert "Approved by Ann" in (registry / "v1" / "README.md").read_text()
+
+    approved = prefect.command("approve", str(other), "--by", "Bob", "--reason", "So does this.", "--wait")
+    assert approved.returncode == 0, approved.stderr
+    assert "its flow run goes on" in approved.stdout
+    assert "Approved by Bob" in (registry / "v2" / "README.md").read_text()
+
+    begun = prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--now")
+    (third,) = set((tmp_path / "runs").glob("small-*")) - {root, other}
+    declined = prefect.command("approve", str(third), "--by", "Cyd", "--reason", "Not this.", "--decline", "--wait")
+    assert declined.returncode == REFUSED, declined.stderr
+    assert ("COMPLETED", "Declined") in [one[1:] for one in prefect.states()]
+    assert not (registry / "v3").exists()
+
+
+def test_a_refused_run_says_so_and_no_secret_is_kept(
+    prefect: Prefect, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    never = [{"metric": "accuracy.student", "op": ">=", "value": 2}]
+    path = recipe(tmp_path, mails, tiny_model, rules=never)
+    begun = prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--now")
+    assert begun.returncode == REFUSED, begun.stderr
+    assert [one[1:] for one in prefect.states()] == [("COMPLETED", "Refused")]
+
+    # Published with credentials to where nobody listens: tried again, failed, and nothing of them is kept.
+    (root,) = (tmp_path / "runs").glob("small-*")
+    reason = "This is a test of what is said of it."
+    assert prefect.command("publish", str(root), "--override", "--by", "Ann", "--reason", reason).returncode == 0
+    deployments = prefect.ask("deployments/filter")
+    (publish,) = (one for one in deployments if "to" in one["parameter_openapi_schema"]["properties"])
+    for target in ("s3://bucket/models", "hf://org/name"):
+        parameters = {"run_dir": str(root), "to": target}
+        sent = prefect.ask(f"deployments/{publish['id']}/create_flow_run", parameters=parameters)
+        prefect.until(lambda id=sent["id"]: [one for one in prefect.states() if one[:2] == (id, "FAILED")], 400)
+    stored = b"".join(file.read_bytes() for file in files_below(prefect.home))
+    said = prefect.said.read_bytes() + (begun.stdout + begun.stderr).encode()
+    kept = b"".join(file.read_bytes() for file in files_below(tmp_path / "runs"))
+    for secret in PLANTED.values():
+        assert secret.encode() not in stored + said + kept
+    assert b"bucket/models" in stored  # what was looked for would have been found
+
+
+def test_new_records_begin_a_run(
+    prefect: Prefect, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    records = tmp_path / "records.jsonl"
+    shutil.copyfile(mails[0], records)
+    path = recipe(tmp_path, (records, mails[1]), tiny_model)
+    made = prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--look", "86400")
+    assert "look/small" in made.stdout.split(), made.stderr
+    deployments = prefect.ask("deployments/filter")
+    (look,) = (one for one in deployments if one["work_queue_name"] == "light" and one["parameters"])
+
+    def looked() -> str:
+        sent = prefect.ask(f"deployments/{look['id']}/create_flow_run")["id"]
+        done = prefect.until(lambda: [one for one in prefect.states() if one[:2] == (sent, "COMPLETED")], 240)
+        return str(done[0][2])
+
+    def runs() -> int:
+        return len([one for one in prefect.ask("flow_runs/filter") if one["deployment_id"] != look["id"]])
+
+    assert looked() == "Waiting"
+    assert runs() == 0
+    os.utime(records, (time.time() - 100, time.time() - 100))
+    assert [looked(), looked()] == ["Completed", "Completed"]
+    assert runs() == 1
+    with records.open("a") as stream:
+        stream.write(records.read_text().splitlines()[0].replace("a", "o") + "\n")
+    os.utime(records, (time.time() - 90, time.time() - 90))
+    assert looked() == "Completed"
+    assert runs() == 2
+
+
+def test_the_same_with_postgresql(
+    postgresql: str, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    made = Prefect(tmp_path, postgresql)
+    try:
+        path = recipe(tmp_path, mails, tiny_model)
+        begun = made.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--now")
+        assert begun.returncode == 0, begun.stderr
+        assert (tmp_path / "runs" / "registry" / "small" / "v1").is_dir()
+        assert not list(made.home.rglob("*.db")), "nothing is kept in SQLite"
+        made.process.send_signal(signal.SIGTERM)
+        assert made.process.wait(90) == 0
+        kept = b"".join(file.read_bytes() for file in [*files_below(made.home), made.said])
+        assert b"pg-planted" not in kept + (begun.stdout + begun.stderr).encode()
+    finally:
+        made.process.kill()
+        for one in made.family():
+            one.kill()
 
 
 def test_killed_it_leaves_nothing_behind(
@@ -146,10 +290,19 @@ def test_killed_it_leaves_nothing_behind(
     )
     prefect.ask(f"deployments/{deployment['id']}/create_flow_run")
     prefect.until(lambda: list((tmp_path / "runs").glob("small-*/stages/*.json")), 300)
+    (run,) = [id for id, kind, _ in prefect.states() if kind == "RUNNING"]
     family = prefect.family()
     prefect.process.kill()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert [(one.pid, one.ppid(), one.cmdline()) for one in alive] == []
+
+    # Server and worker are back: the run, which nobody ended, is seen to be gone; retried, it goes on where it was.
+    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("small-*/stages/*.json")}
+    prefect.start()
+    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (run, "CRASHED")], 400)
+    prefect.ask(f"flow_runs/{run}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"}, force=True)
+    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (run, "COMPLETED")], 500)
+    assert done == {file: file.stat().st_mtime_ns for file in done}
 
 
 @pytest.mark.parametrize(

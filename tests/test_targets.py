@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 from hub_server import Hub, serving
+from mlflow_server import mlflow_serving
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.store import file_digest
@@ -272,3 +273,75 @@ def test_no_hub_is_the_users_error(hub: Hub, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         targets.send(version(tmp_path, "one"), "hf://ann/demo", "demo", ABOUT)
+
+
+# ---- MLflow -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_serving(tmp_path_factory.mktemp("mlflow")) as address:
+        yield address
+
+
+@pytest.fixture
+def mlflow_name(mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return tmp_path.name
+
+
+@pytest.mark.slow
+def test_mlflow_gets_a_registered_version(mlflow_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    first, second = version(tmp_path, "one"), version(tmp_path, "two")
+    measured = {"name": "accuracy.student", "value": 0.8, "ci_low": 0.7, "ci_high": 0.9}
+    figures = [measured, {"name": "gone", "value": None}]
+    (second / "report.json").write_text(json.dumps({"metrics": figures}))
+    target = f"mlflow:{mlflow_name}"
+    assert targets.send(first, "mlflow:", mlflow_name, ABOUT) == f"{target}@v1"
+    assert targets.send(second, target, "demo", ABOUT) == f"{target}@v2"
+    client = MlflowClient()
+    published = client.get_model_version_by_alias(mlflow_name, "published")
+    assert published.version == "2"
+    assert published.tags["tutelage.run_id"] == ABOUT["run_id"]
+    got = Path(mlflow.artifacts.download_artifacts(f"models:/{mlflow_name}@published", dst_path=str(tmp_path / "got")))
+    assert {name: file_digest(got / name) for name in ("README.md", "certificates/silo-0.json")} == {
+        name: file_digest(second / name) for name in ("README.md", "certificates/silo-0.json")
+    }
+    logged = client.get_run(published.run_id).data
+    assert logged.metrics == {"accuracy.student": 0.8, "accuracy.student.ci_low": 0.7, "accuracy.student.ci_high": 0.9}
+    # the same again is the same version, and the latest again; and back by hand
+    assert targets.send(first, target, "demo", ABOUT) == f"{target}@v1"
+    assert client.get_model_version_by_alias(mlflow_name, "published").version == "1"
+    assert targets.make_latest(target, "demo", "v2") == f"{target}@v2"
+    with pytest.raises(UserError, match="no v3"):
+        targets.make_latest(target, "demo", "v3")
+
+    # one that ends while files are sent leaves a run, and no version
+    third = version(tmp_path, "three")
+    monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *_, **__: (_ for _ in ()).throw(ConnectionError(TOKEN)))
+    with pytest.raises(UserError, match="could not be used") as stopped:
+        targets.send(third, target, "demo", ABOUT)
+    assert TOKEN not in str(stopped.value)
+    assert len(client.search_model_versions(f"name='{mlflow_name}'")) == 2
+
+
+@pytest.mark.slow
+def test_mlflow_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        targets.send(version(tmp_path, "one"), "mlflow:demo", "demo", ABOUT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
+    with pytest.raises(UserError, match="could not be used") as stopped:
+        targets.send(version(tmp_path, "one"), "mlflow:demo", "demo", ABOUT)
+    assert TOKEN not in str(stopped.value)
+    assert SECRET not in str(stopped.value)
+    for wrong in ("mlflow:a/b", "mlflow:http://host"):
+        with pytest.raises(UserError, match="name"):
+            targets.send(version(tmp_path, "one"), wrong, "demo", ABOUT)

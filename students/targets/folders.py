@@ -1,6 +1,4 @@
-"""Where a published version goes from the registry: a folder here or on object storage, or a model hub.
-
-A folder (anything that fsspec opens: `/models`, `s3://bucket/models`) holds
+"""A folder, on a disk or on object storage; anything that fsspec opens: `/models`, `s3://bucket/models`.
 
     NAME/v1/          a version, once and for good
     NAME/index.json   every version with its files' digests, and which is the latest: written last
@@ -15,39 +13,20 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.errors import UserError, without_credentials
 from tutelage.configs.store import file_digest, files_below
+from tutelage.students.targets.versions import number_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-HUB = "hf://"
-_VERSION = re.compile(r"v([1-9][0-9]*)")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
 
 def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
-    """Put a version where others get it, and make it the latest there. The same files twice are one version.
-
-    Args:
-        version: Its folder: adapter, tokenizer, card, report.
-        target: A folder as fsspec writes it, or `hf://ORG/NAME`.
-        name: What the student is called in a folder; on a hub the repository has a name.
-        about: What the index says of it beside its files; in words on a hub.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        UserError: the target can't be reached or written to, or is none.
-    """
-    if target.startswith(HUB):
-        return _send_to_hub(version, _repo(target), about)
+    """As `targets.send`. The same files twice are one version."""
     with _opened(target) as (fs, root):
         shelf = f"{root}/{name}"
         with _held(fs, shelf):
@@ -55,7 +34,7 @@ def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
             files = _digests(version)
             number = next((row["version"] for row in index["versions"] if row["files"] == files), None)
             if number is None:
-                number = f"v{max((_number(row['version']) for row in index['versions']), default=0) + 1}"
+                number = f"v{max((number_of(row['version']) for row in index['versions']), default=0) + 1}"
                 _put(fs, version, f"{shelf}/{number}")
                 index["versions"].append({"version": number, **about, "files": files})
             _make_latest(fs, shelf, index, number)
@@ -63,21 +42,7 @@ def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
 
 
 def make_latest(target: str, name: str, version: str) -> str:
-    """Make an earlier version the latest again.
-
-    Args:
-        target: As for `send`.
-        name: As for `send`.
-        version: E.g. `v3`.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        UserError: there is no such version, or as for `send`.
-    """
-    if target.startswith(HUB):
-        return _hub_again(_repo(target), version)
+    """As `targets.make_latest`."""
     with _opened(target) as (fs, root):
         shelf = f"{root}/{name}"
         with _held(fs, shelf):
@@ -91,9 +56,6 @@ def make_latest(target: str, name: str, version: str) -> str:
                 )
             _make_latest(fs, shelf, index, version)
         return fs.unstrip_protocol(f"{shelf}/{version}").removeprefix("file://")
-
-
-# ---- folders ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -142,7 +104,7 @@ def _index(fs: AbstractFileSystem, shelf: str, name: str) -> dict[str, Any]:
         return {"name": name, "latest": None, "versions": []}
     try:
         index: dict[str, Any] = json.loads(fs.cat_file(path))
-        [_number(row["version"]) for row in index["versions"]]
+        [number_of(row["version"]) for row in index["versions"]]
     except (ValueError, KeyError, TypeError):
         raise UserError("this index is damaged", file=path, remedy="restore it, or name another folder") from None
     return index
@@ -176,72 +138,3 @@ def _make_latest(fs: AbstractFileSystem, shelf: str, index: dict[str, Any], vers
 
 def _digests(version: Path) -> dict[str, str]:
     return {file.relative_to(version).as_posix(): file_digest(file) for file in files_below(version)}
-
-
-def _number(version: str) -> int:
-    match = _VERSION.fullmatch(version)
-    if match is None:
-        raise ValueError
-    return int(match[1])
-
-
-# ---- a hub ------------------------------------------------------------------------------------------------------
-
-
-def _repo(target: str) -> str:
-    repo = target.removeprefix(HUB).rstrip("/")
-    if not _REPO.fullmatch(repo):
-        raise UserError("this names no repository of a hub", key="--to", remedy="hf://ORGANISATION/NAME")
-    return repo
-
-
-@contextlib.contextmanager
-def _hub(repo: str) -> Iterator[Any]:
-    """The hub's client. `HF_ENDPOINT` and `HF_TOKEN` say which hub and who."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    try:
-        yield HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # as it is now, and not when something first imported it
-    except OfflineModeIsEnabled:
-        raise UserError("HF_HUB_OFFLINE is set", key="--to", remedy="unset it to publish to a hub") from None
-    except HfHubHTTPError as error:  # its message may quote headers
-        status = error.response.status_code
-        remedy = "set HF_TOKEN to a token that may write there" if status in (401, 403) else "try again later"
-        raise UserError(f"the hub answered {status}", file=f"{HUB}{repo}", key="--to", remedy=remedy) from None
-    except UserError:
-        raise
-    except Exception as error:  # of the network, by whichever library the client speaks
-        raise UserError(
-            f"the hub can't be reached ({type(error).__name__})", file=f"{HUB}{repo}", key="--to",
-            remedy="check the network, and HF_ENDPOINT",
-        ) from None  # fmt: skip
-
-
-def _send_to_hub(version: Path, repo: str, about: dict[str, Any]) -> str:
-    """One commit, so that nobody sees half of it, and a tag for it. A new repository is private: opening it is a
-    decision of its own."""
-    with _hub(repo) as api:
-        api.create_repo(repo, private=True, exist_ok=True)
-        tags = [tag.name for tag in api.list_repo_refs(repo).tags]
-        number = f"v{max((int(match[1]) for match in map(_VERSION.fullmatch, tags) if match), default=0) + 1}"
-        said = f"{number}: " + ", ".join(f"{key} {value}" for key, value in about.items())
-        commit = api.upload_folder(repo_id=repo, folder_path=version, commit_message=said, delete_patterns="*")
-        api.create_tag(repo, tag=number, revision=commit.oid)
-    return f"{HUB}{repo}@{number}"
-
-
-def _hub_again(repo: str, version: str) -> str:
-    import tempfile
-
-    with _hub(repo) as api, tempfile.TemporaryDirectory() as folder:
-        if version not in [tag.name for tag in api.list_repo_refs(repo).tags]:
-            raise UserError(f"there is no {version} of {repo}", key="--latest", remedy="name a tag of it")
-        api.snapshot_download(repo, revision=version, local_dir=folder)
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=f"{version} again", delete_patterns="*",
-            ignore_patterns=".cache/**",
-        )  # fmt: skip
-    return f"{HUB}{repo}@{version}"
