@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -120,12 +121,19 @@ def test_summary_fits_80_columns_in_ascii(reports: list[RoundReport]) -> None:
 def test_summary_shows_figures_verdicts_and_survives_markup() -> None:
     console = Console(width=80, file=StringIO(), record=True)
     outcome = RuleOutcome(rule="[/red] <= 1", observed=2, threshold=1, passed=False, reason="[bold]")
-    refused = fixture.report(2, decision=GateDecision(passed=False, outcomes=(outcome,)))
+    long = RuleOutcome(
+        rule="synthetic.auxiliary_of_a_long_name.auc (ci_low) <= 0.55 with n >= 1000", observed=0.46, threshold=0.55,
+        passed=True, reason="",
+    )  # fmt: skip
+    refused = fixture.report(2, decision=GateDecision(passed=False, outcomes=(outcome, long)))
     print_summary([refused, fixture.report(1)], Path("a/[x]/" + "long" * 30), console)
     text = console.export_text()
     assert "Taught student                         82.5%   74.7 to 88.3%      81.9%   120" in text
     assert "Gate, round 1: PASSED\nGate, round 2: REFUSED\n" in text
     assert "[/red] <= 1" in text
+    # a long rule goes on in a second line: no figure and no verdict is cut
+    assert re.search(r"^synthetic.auxiliary_of_a_long_name.+ passed$", text, re.MULTILINE)
+    assert "1000" in text
     assert "a/[x]/" + "long" * 30 in text
 
 

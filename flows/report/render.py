@@ -183,7 +183,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, title=title, title_style="bold", title_justify="left", pad_edge=False, show_edge=False
     )
-    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    table.add_column(first)  # it alone gives way where the terminal is narrow
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     return table
