@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -90,6 +91,13 @@ class Prefect:
         mine = [one for one in psutil.process_iter(["environ"]) if self._is_mine(one)]
         return [*mine]
 
+    def end(self) -> None:
+        """Leave nothing of it."""
+        self.process.kill()
+        for one in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
     def _is_mine(self, one: psutil.Process) -> bool:
         return (one.info["environ"] or {}).get("PREFECT_HOME") == str(self.home)
 
@@ -128,9 +136,7 @@ def postgresql() -> Iterator[str]:
 def prefect(tmp_path: Path) -> Iterator[Prefect]:
     made = Prefect(tmp_path)
     yield made
-    made.process.kill()
-    for one in made.family():
-        one.kill()
+    made.end()
 
 
 def recipe(folder: Path, mails: tuple[Path, list[str]], model: Path, **gate: Any) -> Path:
@@ -275,9 +281,7 @@ def test_the_same_with_postgresql(
         kept = b"".join(file.read_bytes() for file in [*files_below(made.home), made.said])
         assert b"pg-planted" not in kept + (begun.stdout + begun.stderr).encode()
     finally:
-        made.process.kill()
-        for one in made.family():
-            one.kill()
+        made.end()
 
 
 def test_killed_it_leaves_nothing_behind(
