@@ -27,6 +27,7 @@ from tutelage.flows.deploy import _schedule
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+HOME = Path(__file__).parents[1]
 PLANTED = {
     "HF_TOKEN": "hf_plantedPLANTEDplanted0123456789",
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDPLANTED00",
@@ -233,6 +234,16 @@ def test_a_refused_run_says_so_and_no_secret_is_kept(
     for secret in PLANTED.values():
         assert secret.encode() not in stored + said + kept
     assert b"bucket/models" in stored  # what was looked for would have been found
+
+    # prefect.yaml is understood, and its deployments run
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    made = subprocess.run(command, env=prefect.env, cwd=HOME, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    (audit,) = (
+        one for one in prefect.ask("deployments/filter") if one["entrypoint"].endswith("audit") and one["name"] == "any"
+    )
+    sent = prefect.ask(f"deployments/{audit['id']}/create_flow_run", parameters={"run_dir": str(root)})
+    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (sent["id"], "COMPLETED")], 200)
 
 
 def test_new_records_begin_a_run(
