@@ -24,8 +24,9 @@ from tutelage.flows import approve, flow_runs, layout, pages, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
 from tutelage.flows.stage import Run, create_run, open_run
+from tutelage.flows.tied import end_with_parent
 from tutelage.flows.verify import verify_run
-from tutelage.flows.workers import end_with_parent, working
+from tutelage.flows.workers import working
 
 SETTLED_S = 60
 """Records that nobody has written for so long are taken to be whole."""

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tutelage.configs.errors import UserError, without_credentials
-from tutelage.flows.workers import FOUNDER, founder
+from tutelage.flows.tied import FOUNDER, founder, tie
 
 HOST, PORT = "127.0.0.1", 4200
-_DIES_WITH_US = 'cat; kill -s TERM -- "-$0" 2>/dev/null; sleep 5; kill -s KILL -- "-$0" 2>/dev/null'
 
 
 @contextlib.contextmanager
@@ -94,7 +93,7 @@ def up(port: int, pool: str, database: str | None, say: Callable[[str], None]) -
 
 
 def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A Prefect process in a session of its own, and a shell that ends it and its children when we are gone."""
+    """A Prefect process in a session of its own, which ends with its children when we are gone."""
     child = subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
         env={**os.environ, **settings},
@@ -102,17 +101,8 @@ def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[byt
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    _watchers.append(
-        subprocess.Popen(
-            ["/bin/sh", "-c", _DIES_WITH_US, str(child.pid)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )
-    )  # fmt: skip
+    tie(child.pid, group=True)
     return child
-
-
-_watchers: list[subprocess.Popen[bytes]] = []
-"""Kept, for a process object that is collected closes its pipe."""
 
 
 def _wait_for(api: str, server: subprocess.Popen[bytes]) -> None:

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from tutelage.configs.errors import UserError
+from tutelage.flows import tied
 
 Result = TypeVar("Result")
 
@@ -133,57 +133,13 @@ def working(jobs: int) -> Iterator[None]:
 def _begin(alive: Connection, threads: int) -> None:
     """Set up a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
-    threading.Thread(target=_die_with, args=(alive,), daemon=True).start()
+    threading.Thread(target=tied.end_with, args=(alive,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported later
     # Bars of several processes would write over each other.
     sys.stderr = _NoTerminal(os.fdopen(os.dup(2), "wb"), errors="replace", line_buffering=True)
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _die_with(alive: Connection) -> None:
-    """End this process when nobody holds the other end any more, so also if its parent was killed."""
-    with contextlib.suppress(EOFError, OSError):
-        alive.recv_bytes()
-    os._exit(1)
-
-
-FOUNDER = "TUTELAGE_UP"
-"""Names, to whatever is begun below it, the process of `tutelage up`: its id and when it was made."""
-
-
-def founder() -> str:
-    """This process, as `FOUNDER` names it."""
-    import psutil
-
-    return f"{os.getpid()} {psutil.Process().create_time()}"
-
-
-def end_with_parent() -> None:
-    """End this process soon after the one that started it is gone, or `tutelage up` above it, however those ended.
-
-    For flow runs under a worker: that one may be gone before this is reached, and its child has another parent by then.
-    """
-    threading.Thread(target=_watch_parent, args=(os.getppid(), os.environ.get(FOUNDER)), daemon=True).start()
-
-
-def _watch_parent(parent: int, above: str | None) -> None:
-    import psutil
-
-    def there() -> bool:
-        if os.getppid() != parent:
-            return False
-        if above is None:
-            return True
-        pid, made = above.split()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return abs(psutil.Process(int(pid)).create_time() - float(made)) < 1
-        return False
-
-    while there():
-        time.sleep(1)
-    os._exit(1)
 
 
 class _NoTerminal(io.TextIOWrapper):
