@@ -28,8 +28,8 @@ def deploy(
 ) -> None:
     """Put a recipe on a Prefect server: its runs on a schedule or by a form, audits and publishing."""
     from tutelage.configs.load import load_recipe
-    from tutelage.flows import flow_runs
-    from tutelage.flows.deploy import deploy as put
+    from tutelage.flows.schedule import flow_runs
+    from tutelage.flows.schedule.deploy import deploy as put
 
     checked = load_recipe(recipe, tuple(overrides or ()))
     check_models(checked)
@@ -56,6 +56,6 @@ def up(
     ] = None,
 ) -> None:
     """Start a Prefect server and a worker on this machine; Ctrl-C ends both."""
-    from tutelage.flows.up import up as start
+    from tutelage.flows.schedule.up import up as start
 
     start(port, pool, database, typer.echo)

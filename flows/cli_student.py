@@ -50,7 +50,7 @@ def approve(
 
     from tutelage.configs.store import RunDir
     from tutelage.flows import approve as word
-    from tutelage.flows import flow_runs
+    from tutelage.flows.schedule import flow_runs
     from tutelage.flows.stage import open_run
 
     run = open_run(run_dir)

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import time
+from io import StringIO
 from pathlib import Path
 
 import psutil
@@ -264,6 +265,23 @@ def test_list_and_report_read_the_run(
     assert [one["round"] for one in reports] == [1, 2]
     assert call(monkeypatch, "report", str(honest_run[0])) == 0
     assert "report.html" in capsys.readouterr().out
+
+
+def test_a_published_student_answers(
+    honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(honest_run[0])
+    assert call(monkeypatch, "ask", root, "Win a prize now", "Shall we meet on Friday?") == 0
+    answers = capsys.readouterr().out.split()
+    assert len(answers) == 2
+    assert set(answers) <= {"spam", "ham"}
+    monkeypatch.setattr("sys.stdin", StringIO("\nWin a prize now\n\n"))
+    assert call(monkeypatch, "ask", root) == 0
+    assert capsys.readouterr().out.split() == answers[:1]
+    monkeypatch.setattr("sys.stdin", StringIO(""))
+    assert call(monkeypatch, "ask", root) == 2
+    assert "nothing was asked" in capsys.readouterr().err
+    assert call(monkeypatch, "ask", root, "x", "--round", "9") == 2
 
 
 def test_a_rounds_folder_opens_with_datasets(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:

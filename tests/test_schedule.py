@@ -22,7 +22,7 @@ from small_run import files_below, recipe_for, write_recipe
 
 from tutelage.configs.errors import UserError
 from tutelage.flows.cli_options import REFUSED, WAITS
-from tutelage.flows.deploy import _schedule
+from tutelage.flows.schedule.deploy import _schedule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

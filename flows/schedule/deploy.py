@@ -56,8 +56,8 @@ def deploy(
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.types.entrypoint import EntrypointType
 
-    from tutelage.flows import deployed
-    from tutelage.flows.up import reached
+    from tutelage.flows.schedule import deployed
+    from tutelage.flows.schedule.up import reached
 
     schedule = _schedule(cron, interval_s)
     one_at_a_time = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)

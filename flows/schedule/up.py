@@ -124,7 +124,7 @@ def _wait_for(api: str, server: subprocess.Popen[bytes]) -> None:
 def _with_pool(api: str, pool: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from tutelage.flows.deploy import make_pool
+    from tutelage.flows.schedule.deploy import make_pool
 
     with temporary_settings({PREFECT_API_URL: api}):
         make_pool(pool)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tutelage.configs.records import Approval
-from tutelage.flows.up import reached
+from tutelage.flows.schedule.up import reached
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State

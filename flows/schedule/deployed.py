@@ -17,12 +17,14 @@ from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed, Failed
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.load import load_recipe
 from tutelage.configs.schema import FileData
 from tutelage.configs.store import RunDir, digest, files_below
-from tutelage.flows import approve, flow_runs, layout, pages, registry
+from tutelage.flows import approve, layout, pages, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
+from tutelage.flows.schedule import flow_runs
 from tutelage.flows.stage import Run, create_run, open_run
 from tutelage.flows.tied import end_with_parent
 from tutelage.flows.verify import verify_run
@@ -73,7 +75,10 @@ def look(recipe: Path, overrides: list[str] | None = None) -> State[Any]:
     source = checked.data.records
     if not isinstance(source, FileData):
         return Completed(message="this recipe's records are in no file")
-    files = {file: file.stat() for file in (files_below(source.path) if source.path.is_dir() else [source.path])}
+    found = files_below(source.path) if source.path.is_dir() else [source.path]
+    files = {file: file.stat() for file in found if file.exists()}
+    if not files:
+        raise UserError("there are no records", file=source.path, key="data.records.path")
     if time.time() - max(one.st_mtime for one in files.values()) < SETTLED_S:
         return Completed(name="Waiting", message="the records were changed just now")
     seen = digest([checked.name, *([str(file), one.st_size, one.st_mtime_ns] for file, one in files.items())])
