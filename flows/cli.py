@@ -20,6 +20,7 @@ from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.flows import cli_schedule, cli_student
 from tutelage.flows.cli_audit import audit
 from tutelage.flows.cli_options import (
+    INTERRUPTED,
     REFUSED,
     WAITS,
     AsJson,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from tutelage.flows.bargain import Bargain
     from tutelage.flows.stage import Run
 
-INTERRUPTED = 130
 SHOW_MESSAGES = "TUTELAGE_SHOW_MESSAGES"
 _QUIET = {
     # nothing phones home

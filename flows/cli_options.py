@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
+    from uuid import UUID
 
     from tutelage.configs.schema import Recipe
 
@@ -16,6 +17,7 @@ REFUSED = 3
 """Exit code: a gate or a person held a student back."""
 WAITS = 5
 """Exit code: a person's approval is awaited."""
+INTERRUPTED = 130
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -34,8 +36,15 @@ def check_models(recipe: Recipe) -> None:
         check_model(name)
 
 
-def stop_unless_passed(state: State[Any], root: Path) -> None:
-    """End with the exit code that says how a flow run ended, unless it passed every gate."""
+def follow(flow_run: UUID, root: Path) -> None:
+    """Show the states of a flow run until it has ended or waits, and end with the exit code that says how."""
+    from tutelage.flows.schedule.flow_runs import watch
+
+    try:
+        state = watch(flow_run, lambda said: typer.echo(said, err=True))
+    except KeyboardInterrupt:
+        typer.echo(f"the run goes on in {root}", err=True)
+        sys.exit(INTERRUPTED)
     if state.is_paused():
         typer.echo(f'{root} waits: tutelage approve {root} --by "Your Name" --reason "..."', err=True)
         raise typer.Exit(WAITS)

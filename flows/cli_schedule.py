@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tutelage.flows.cli_options import Jobs, Overrides, RecipePath, check_models, stop_unless_passed
+from tutelage.flows.cli_options import Jobs, Overrides, RecipePath, check_models, follow
 
 
 def deploy(
@@ -43,8 +43,7 @@ def deploy(
         begun = flow_runs.begin(checked.name)
         root = flow_runs.folder(runs, checked.name, begun)
         typer.echo(f"a run begins in {root}; Ctrl-C ends this watching and not the run", err=True)
-        state = flow_runs.watch(begun, lambda said: typer.echo(said, err=True))
-        stop_unless_passed(state, root)
+        follow(begun, root)
 
 
 def up(

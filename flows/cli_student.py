@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tutelage.configs.errors import UserError
-from tutelage.flows.cli_options import REFUSED, RunPath, stop_unless_passed
+from tutelage.flows.cli_options import REFUSED, RunPath, follow
 
 if TYPE_CHECKING:
     from tutelage.configs.records import Override
@@ -72,7 +72,7 @@ def approve(
         resumed = None
     typer.echo("its flow run goes on" if resumed else f"go on with: tutelage resume {run_dir}")
     if wait and resumed:
-        stop_unless_passed(flow_runs.watch(resumed, lambda said: typer.echo(said, err=True)), run_dir)
+        follow(resumed, run_dir)
 
 
 def publish(

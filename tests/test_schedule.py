@@ -299,12 +299,16 @@ def test_killed_it_leaves_nothing_behind(
     prefect: Prefect, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
 ) -> None:
     path = recipe(tmp_path, mails, tiny_model)
-    assert prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs")).returncode == 0
-    (deployment,) = (
-        one for one in prefect.ask("deployments/filter") if one["name"] == "small" and "recipe" in one["parameters"]
-    )
-    prefect.ask(f"deployments/{deployment['id']}/create_flow_run")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "tutelage.flows.cli", "deploy", str(path), "--runs", str(tmp_path / "runs"), "--now"],
+        env=prefect.env, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )  # fmt: skip
     prefect.until(lambda: list((tmp_path / "runs").glob("small-*/stages/*.json")), 300)
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert said.splitlines()[-1].startswith("the run goes on in ")
     (run,) = [id for id, kind, _ in prefect.states() if kind == "RUNNING"]
     family = prefect.family()
     prefect.process.kill()
