@@ -131,10 +131,30 @@ def model_card(name: str, report: RoundReport, base_name: str, approval: Approva
         "It was trained on no original record.\n\n"
         f"**Protection.** {report.protection}\n\n"
         f"## Use\n\nGive it this system prompt, the one it was trained with:\n\n{_quoted(report.instruction)}\n\n"
+        f"{_USE.replace('INSTRUCTION', json.dumps(report.instruction))}\n"
         f"## Figures\n\n{_table(report.metrics)}\n"
         f"## Gate\n\n{outcomes}{_approved(approval)}\n"
         f"Lessons `{report.lessons_digest}`, adapter `{report.adapter_digest}`, recipe `{report.recipe_digest}`.\n"
     )
+
+
+_USE = """\
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "."  # where these files are
+student, tokenizer = AutoPeftModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+chat = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": "..."}]
+asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = student.generate(**asked, max_new_tokens=20, do_sample=False)[0, asked["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+
+The figures below are of the likeliest of the task's labels, calibrated on the lessons, as `tutelage ask` answers; where
+the task is to write, of what is written like this.
+"""
+"""How to load it; the instruction is written as a JSON string, which is one of Python's."""
 
 
 def _check(

@@ -22,7 +22,7 @@ from tutelage.configs.records import (
 )
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import file_digest
-from tutelage.students import publish, train
+from tutelage.students import chat, publish, train
 
 NAME = "somebody/tiny"
 
@@ -136,6 +136,30 @@ def test_the_card_is_for_the_hub(made: tuple[Path, Path, Any], tmp_path: Path) -
     assert front["metrics"] == ["accuracy", "recall"]
     assert "> Say which it is.\n> ---\n> # not a heading\n" in body
     assert "| accuracy.student | 0.86 | 0.81 to 0.91 | 50 |" in body
+
+
+def test_the_cards_lines_load_the_student(
+    made: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, _, tokenizer = made
+    version = put(made, tmp_path)
+    instruction = report_of(made[1]).instruction
+    lines = (version / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    # what its config names is on a hub
+    from_hub = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda name, **more: from_hub(base if name == NAME else name, **more)
+    )
+    monkeypatch.chdir(version)
+    exec(lines, {})
+    ids = chat.prompt_ids(tokenizer, chat.prompt_messages("...", instruction))
+    student = PeftModel.from_pretrained(load_model(base)[0], str(version)).eval()
+    expected = student.generate(input_ids=torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]
+    assert capsys.readouterr().out == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
 
 
 def test_internal_figures_and_local_paths_stay_behind(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
