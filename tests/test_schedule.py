@@ -35,8 +35,8 @@ PLANTED = {
 }
 """Secrets as they come from the environment; the server's database, all logs and all files are searched for them."""
 NOWHERE = {
-    "HF_ENDPOINT": "http://127.0.0.1:9", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1",
-    "AWS_DEFAULT_REGION": "us-east-1",
+    "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1",
 }  # fmt: skip
 
 
