@@ -47,7 +47,7 @@ def test_the_readmes_script_runs_as_written(tmp_path: Path) -> None:
     assert done.returncode == 0, text[-4000:]
     (root,) = (tmp_path / "runs").glob("first-*")
     assert "Suspended" in text
-    assert "127.0.0.1" in text, "the inspector's page"
+    assert "released texts of first, until Ctrl-C" in text, "the inspector's page"
     assert "round 1 approved by Your Name" in text
     assert (tmp_path / "models" / "first" / "latest" / "adapter_model.safetensors").exists()
     assert "Approved by Your Name" in (tmp_path / "models" / "first" / "v1" / "README.md").read_text()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tutelage.configs.errors import UserError, without_credentials
-from tutelage.configs.store import file_digest, files_below
+from tutelage.configs.store import digest, file_digest, files_below
 from tutelage.students.targets.versions import number_of
 
 SCHEME = "mlflow:"
@@ -21,6 +22,8 @@ ALIAS = "published"
 """Of the latest version; `latest` itself MLflow keeps for itself."""
 _FOLDER = "student"
 _DIGEST = "tutelage.files"
+_FIGURES_A_CALL = 500
+"""A server takes 1,000 at most."""
 
 
 def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
@@ -31,7 +34,7 @@ def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
     """
     name = _name(target, name)
     files = {file.relative_to(version).as_posix(): file_digest(file) for file in files_below(version)}
-    tags = {**{f"tutelage.{key}": str(value) for key, value in about.items()}, _DIGEST: _digest(files)}
+    tags = {**{f"tutelage.{key}": str(value) for key, value in about.items()}, _DIGEST: digest(files)}
     with _client() as client:
         known = _versions(client, name)
         if known is None:
@@ -42,8 +45,9 @@ def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
             id = experiment.experiment_id if experiment else client.create_experiment(name)
             run = client.create_run(id, run_name=f"{about.get('run_id', name)}", tags=tags)
             client.log_artifacts(run.info.run_id, str(version), _FOLDER)
-            for metric, value in _figures(version).items():
-                client.log_metric(run.info.run_id, metric, value)
+            figures = _figures(version)
+            for at in range(0, len(figures), _FIGURES_A_CALL):
+                client.log_batch(run.info.run_id, metrics=figures[at : at + _FIGURES_A_CALL])
             client.set_terminated(run.info.run_id)
             source = f"{run.info.artifact_uri}/{_FOLDER}"
             number = client.create_model_version(name, source, run_id=run.info.run_id, tags=tags).version
@@ -106,20 +110,16 @@ def _versions(client: Any, name: str) -> list[Any] | None:
     return sorted(found, key=lambda one: int(one.version))
 
 
-def _digest(files: dict[str, str]) -> str:
-    from tutelage.configs.store import digest
+def _figures(version: Path) -> list[Any]:
+    """The released figures of the report beside the adapter, and the ends of their intervals, as MLflow's metrics."""
+    from mlflow.entities import Metric
 
-    return digest(files)
-
-
-def _figures(version: Path) -> dict[str, float]:
-    """The released figures of the report beside the adapter, and the ends of their intervals."""
     report = version / "report.json"
     metrics = json.loads(report.read_text()).get("metrics", []) if report.exists() else []
-    found = {}
+    found, now = [], int(time.time() * 1000)
     for metric in metrics:
         for end, key in (("", "value"), (".ci_low", "ci_low"), (".ci_high", "ci_high")):
             value = metric.get(key)
             if isinstance(value, int | float):  # a missing one is no number
-                found[f"{metric['name']}{end}"] = float(value)
+                found.append(Metric(f"{metric['name']}{end}", float(value), now, 0))
     return found
