@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tutelage.privacy.release import LessonSet
 
+MIN_LESSONS = 2
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -128,7 +130,7 @@ def _fit(
     progress: bool,
     base_name: str,
 ) -> TrainResult:
-    if len(examples) < 2:
+    if len(examples) < MIN_LESSONS:
         raise UserError(
             f"{len(examples)} lessons are too few to train a student",
             key="aggregate.lessons_per_class",

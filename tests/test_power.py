@@ -168,11 +168,21 @@ def test_a_mechanism_that_does_not_clip_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The clip goes with ε: at ε = 1 so small a model at times stays within it, clipped or not.
-    path = write_recipe(tmp_path, recipe(tmp_path, privacy={**PRIVATE, "epsilon": 0.2}, rules=RULES[3:]))
+    made = recipe(tmp_path, privacy={**PRIVATE, "epsilon": 0.2}, rules=RULES[3:])
+    made["teach"]["prompts_per_label"] = 5  # of 20 texts half are malformed, of 8 at times all but one
+    path = write_recipe(tmp_path, made)
     kinds = ("--kind", "as_claimed", "--kind", "unclipped")
     found = verdicts_of(monkeypatch, capsys, str(path), "--seeds", "1", *kinds)
     assert {name: row["wrong"] for name, row in found.items()} == {"as_claimed": 0, "unclipped": 0}
     assert "audit.mechanism.shift_ratio <= 1.001" in found["unclipped"]["refused_by"]
+
+
+@pytest.mark.usefixtures("small_ground")
+def test_a_world_that_nobody_can_learn_from_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds, "_privately", lambda *_: ([], []))
+    here = parsed(tmp_path, privacy=PRIVATE)
+    [verdicts] = judge([worlds.simulate(here, "as_claimed", 0)], here)
+    assert (verdicts.seeds, verdicts.wrong) == (1, 1)
 
 
 def test_the_table_says_when_the_gate_is_wrong(

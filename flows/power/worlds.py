@@ -76,7 +76,7 @@ _RATE = 2e-3
 
 @dataclass(frozen=True)
 class World:
-    """What was measured in one world."""
+    """What was measured in one world; little where its lessons were too few to train a student, and a gate refuses."""
 
     pipeline: Pipeline
     seed: int
@@ -120,6 +120,8 @@ def simulate(recipe: Recipe, pipeline: Pipeline, seed: int) -> World:
             lessons, found = _privately(recipe, formal, pipeline, silos, nonmembers, vault)
         else:
             lessons, found = place.lessons(rng, recipe.aggregate.lessons_per_class), []
+        if len(lessons) < train.MIN_LESSONS:
+            return World(pipeline, seed, len(lessons), tuple(found))  # as a run ends that nobody can learn from
         if pipeline == "copies":
             count = max(1, round(_COPIED_SHARE * len(held)))
             lessons[:count] = [record.example() for record in rng.sample(held, count)]
