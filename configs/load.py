@@ -1,4 +1,4 @@
-"""Read a recipe: YAML, `${ENV}` for secrets, unknown keys refused with a suggestion."""
+"""Read a recipe, or what a silo agrees to: YAML, `${ENV}` for secrets, unknown keys refused with a suggestion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import Recipe
+from tutelage.configs.schema import FileData, Recipe, SiloConfig
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -28,30 +28,29 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         UserError: naming the file, the line or key, and the remedy.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            "there is no such recipe", file=path, remedy="`tutelage init` writes one to start from"
-        ) from None
-    except IsADirectoryError:
-        raise UserError("this is a folder, not a recipe", file=path, remedy="name a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(
-            f"cannot be read ({error.strerror})", file=path, remedy="check the path and its permissions"
-        ) from None
-    data = _yaml(text, path)
-    if not isinstance(data, dict):
-        raise UserError("a recipe is a mapping of keys to values", file=path, remedy="see configs/demo.yaml")
+    data = _mapping(path, "recipe", "`tutelage init` writes one to start from")
     for override in overrides:
         _override(data, override)
+    return parse_recipe(_expanded(data, path), path)
+
+
+def load_silo(home: Path) -> SiloConfig:
+    """Read and check what a silo agrees to: `silo.yaml` in its folder.
+
+    Raises:
+        UserError: naming the file, the line or key, and the remedy.
+    """
+    path = home / "silo.yaml"
+    data = _mapping(path, "silo's folder", "`tutelage silo init` makes one")
     try:
-        expanded = _expand(data, path)
-    except RecursionError:
-        raise UserError("nested without end", file=path, remedy="remove the YAML alias that contains itself") from None
-    return parse_recipe(expanded, path)
+        config = SiloConfig.model_validate(_expanded(data, path))
+    except ValidationError as error:
+        raise _explain(error, path, SiloConfig) from None
+    source = config.records
+    if isinstance(source, FileData) and not source.path.is_absolute():
+        source = source.model_copy(update={"path": (home / source.path).resolve()})
+        config = config.model_copy(update={"records": source})
+    return config
 
 
 def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
@@ -59,7 +58,7 @@ def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, path) from None
+        raise _explain(error, path, Recipe) from None
     source = recipe.data.records
     if source.source == "files" and "\0" in str(source.path):
         raise UserError("a path cannot hold a NUL character", file=path, key="data.records.path", remedy="remove it")
@@ -87,6 +86,34 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
             "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
         }
     )
+
+
+def _mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """A YAML file's mapping; `remedy`: where there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no such {what}", file=path, remedy=remedy) from None
+    except IsADirectoryError:
+        raise UserError(f"this is a folder, not a {what}", file=path, remedy="name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror})", file=path, remedy="check the path and its permissions"
+        ) from None
+    data = _yaml(text, path)
+    if not isinstance(data, dict):
+        raise UserError(f"a {what} is a mapping of keys to values", file=path, remedy="see configs/demo.yaml")
+    return data
+
+
+def _expanded(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        expanded: dict[str, Any] = _expand(data, path)
+    except RecursionError:
+        raise UserError("nested without end", file=path, remedy="remove the YAML alias that contains itself") from None
+    return expanded
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -157,7 +184,7 @@ def _expand(value: Any, path: Path) -> Any:
     return _VARIABLE.sub(lookup, value)
 
 
-def _explain(error: ValidationError, path: Path | None) -> UserError:
+def _explain(error: ValidationError, path: Path | None, model: type[BaseModel]) -> UserError:
     """Turn pydantic's first finding into one sentence, and count the others."""
     findings = error.errors(include_url=False, include_input=False)
     first = findings[0]
@@ -166,7 +193,7 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
     remedy = "see configs/demo.yaml, or `tutelage validate --schema`"
     if first["type"] == "extra_forbidden":
         message = "unknown key"
-        close = _closest(where)
+        close = _closest(where, model)
         if close:
             remedy = f"did you mean {close!r}?"
     elif first["type"] == "missing":
@@ -181,7 +208,7 @@ def _explain(error: ValidationError, path: Path | None) -> UserError:
 def _location(location: Sequence[int | str]) -> list[str]:
     """Where in the recipe an error lies, without what pydantic adds and the user never wrote."""
     parts = [str(part) for part in location]
-    for union in (["task"], ["privacy"], ["data", "records"]):
+    for union in (["task"], ["privacy"], ["data", "records"], ["records"]):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # the tag that chose the union's member
     if parts[:2] == ["student", "target_modules"]:
@@ -189,11 +216,11 @@ def _location(location: Sequence[int | str]) -> list[str]:
     return parts[:-1] if parts[-1:] == ["[key]"] else parts
 
 
-def _closest(where: list[str]) -> str | None:
+def _closest(where: list[str], model: type[BaseModel]) -> str | None:
     """The dotted path of the key that was probably meant: a sibling, this one in another section, or any other."""
     *parents, name = where
     section = ".".join(part for part in parents if not part.isdigit())
-    known = _known_keys(Recipe)
+    known = _known_keys(model)
     siblings = [key for key in known if key.rpartition(".")[0] == section]
     for pool, likeness in ((siblings, 0.8), (known, 1.0), (siblings, 0.6), (known, 0.6)):
         names = [key.rpartition(".")[2] for key in pool]

@@ -318,6 +318,26 @@ class GateConfig(Section):
     """Whether a person must approve what the rules have passed (`tutelage approve`): the run stops there until then."""
 
 
+class SiloKeys(Frozen):
+    """The public halves of a silo's keys, as `tutelage silo init` prints them."""
+
+    signing: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Ed25519, hex: what it hands over is signed with it."""
+    sealing: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """X25519, hex: what is for nobody but this silo is sealed to it."""
+
+
+class FederationConfig(Section):
+    """Silos that are elsewhere, each with its own records, worker, budget and key: see docs/federation.md."""
+
+    exchange: str = Field(min_length=1)
+    """Folder or object storage (`/srv/exchange`, `s3://bucket/folder`) that the silos and this run can reach."""
+    silos: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")], SiloKeys] = Field(min_length=1)
+    """Silo -> its public keys. Nothing counts that another key has signed."""
+    patience_s: int = Field(86_400, ge=1)
+    """How long a silo may take for its part of a step."""
+
+
 class Recipe(Section):
     """One run: everything that decides its result."""
 
@@ -335,6 +355,8 @@ class Recipe(Section):
     measure: MeasureConfig = MeasureConfig()
     attack: AttackConfig = AttackConfig()
     gate: GateConfig
+    federation: FederationConfig | None = None
+    """None: the silos are dealt out of `data.records` and taught here."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -346,7 +368,24 @@ class Recipe(Section):
             raise ValueError("task must be a classification with the labels 'ham' and 'spam' for this data")
         if isinstance(self.privacy, FormalPrivacy):
             self._check_formal(self.privacy)
+        if self.federation:
+            self._check_federated()
         return self
+
+    def _check_federated(self) -> None:
+        if self.measure.originals:
+            raise ValueError(
+                "measure.originals must be false where silos are elsewhere: no place has all of their records"
+            )
+        if self.formal and self.formal.brackets:
+            raise ValueError(
+                "privacy.brackets must be [] where silos are elsewhere: what is written at another ε never leaves them"
+            )
+        if self.formal and any(rule.metric.startswith("overlap.") for rule in self.gate.rules):
+            raise ValueError(
+                "gate.rules cannot ask for overlap.* where silos are elsewhere and promise an ε: "
+                "those figures are not protected by it and stay with the silos"
+            )
 
     def _check_formal(self, privacy: FormalPrivacy) -> None:
         if privacy.epsilon in privacy.brackets or len(set(privacy.brackets)) < len(privacy.brackets):
@@ -369,7 +408,7 @@ class Recipe(Section):
             raise ValueError(
                 "attack.canary_copies must be 1 where attack.run has one_run: it measures the ε of a single record"
             )
-        if privacy.unit == "owner" and self._owner_column is None:
+        if privacy.unit == "owner" and self._owner_column is None and self.federation is None:
             raise ValueError("privacy.unit is owner, but data.records.columns.owner names no column")
 
     @property
@@ -409,3 +448,40 @@ _ONLY_SCREENED = (
     "instruction",
 )
 """Keys of `teach` that only screened teachers read."""
+
+
+# ---- a silo's own ------------------------------------------------------------------------------------------------
+
+
+class SiloConfig(Section):
+    """What a silo that takes part from its own place agrees to: `silo.yaml` in its folder. No recipe can ask for more.
+
+    Where a recipe and this differ, this holds: the silo's own records, screen and budget.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """As recipes call it under `federation.silos`."""
+    exchange: str = Field(min_length=1)
+    """Folder or object storage where recipes lie and lessons go: `/srv/exchange`, `s3://bucket/folder`."""
+    records: Source
+    """The silo's private records."""
+    epsilon: float | None = Field(ge=0, allow_inf_nan=False)
+    """The most that all runs together may give away about one unit. null: screened lessons may leave, which no ε
+    bounds."""
+    unit: Literal["record", "owner"] = "record"
+    """What must be protected as a whole. `owner` needs `records.columns.owner`."""
+    public_label_counts: bool = False
+    """Whether a recipe may treat it as no secret how often each label occurs here."""
+    screen: ScreenConfig = ScreenConfig()
+    """Instead of the recipe's."""
+    model: str | None = None
+    """The teacher, where it lies elsewhere here than the recipe says: a local folder, or another name of it."""
+
+    @model_validator(mode="after")
+    def _protects(self) -> SiloConfig:
+        if not self.screen.compare:
+            raise ValueError("screen.compare cannot be false: nothing would keep a record from leaving word for word")
+        owner = self.records.columns.owner if isinstance(self.records, FileData) else None
+        if self.unit == "owner" and owner is None:
+            raise ValueError("unit is owner, but records.columns.owner names no column")
+        return self

@@ -54,9 +54,8 @@ def probe_mechanism(run: Run) -> Done:
     if not isinstance(privacy, PrivatePredictionPrivacy) or privacy.epsilon == 0:
         return [], {"metrics": []}
     records = read_records(layout.evaluation_path(run, "nonmembers"))
-    silo = formal.Silo(run, run.silos[0])
     engine = teacher_engine(recipe.teach.model, recipe.teach.batch_rows)
-    _, examples = private.mechanisms(silo.allocation.teach, recipe.teach)
+    _, examples = private.mechanisms(formal.allocation(run, run.silos[0]).teach, recipe.teach)
     ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
     if not ratio <= 1 + gate.ROUNDING:
         raise PrivacyError(
@@ -144,7 +143,7 @@ def _controls(run: Run, round: int, surface: Surface) -> Controls:
     planted = tuple(canaries.read_canaries(layout.evaluation_path(run, "canaries")))
     if surface not in ("student", "lessons"):
         return Controls((), (), planted)
-    for silo in run.silos:
+    for silo in run.silos if not run.recipe.federation else ():  # there, what is told apart was planted by this run
         formal.note_internal(run, silo, "membership_attacks", round)
     return Controls(_examples(run, "members"), _examples(run, "nonmembers"), planted)
 

@@ -126,6 +126,8 @@ def _worded(note: Row) -> str:
 def recompute_run(run: Run) -> list[Row]:
     """Every certificate of a run beside what its ledger says; see `privacy.certificate.recompute`.
 
+    Ledgers of silos that are elsewhere are there: `tutelage audit recompute` of the silo's own run folder looks at it.
+
     Raises:
         UserError: the run promises nothing formal, or has no certificate yet.
         PrivacyError: a ledger is damaged.
@@ -141,14 +143,16 @@ def recompute_run(run: Run) -> list[Row]:
             path = layout.certificate_path(run, round, silo)
             if not path.exists() and not run.dir.manifest_path(f"round-{round}/certify-{silo}").exists():
                 continue
-            row: Row = {"round": round, "silo": silo, "claimed": None, "recomputed": None}
+            row: Row = {"round": round, "silo": silo, "claimed": None, "recomputed": None, "ledger": True}
             try:
                 claim = certificate.load(path, keys)
                 if (claim.run_id, claim.silo, claim.round) != (run.id, silo, round):
                     raise PrivacyError("this certificate is another run's, silo's or round's")
-                found = certificate.recompute(
-                    claim, Ledger(ledgers / f"{claim.ledger}.jsonl"), layout.released_path(run, round, silo)
-                )
+                held = ledgers / f"{claim.ledger}.jsonl"
+                elsewhere = run.recipe.federation is not None and not held.exists()
+                ledger = None if elsewhere else Ledger(held)
+                found = certificate.recompute(claim, ledger, layout.released_path(run, round, silo))
+                row["ledger"] = not elsewhere
                 row |= {"claimed": found.claimed, "recomputed": found.recomputed, "delta": claim.delta}
                 row["problems"] = list(found.problems)
             except (PrivacyError, UserError) as error:
@@ -157,6 +161,12 @@ def recompute_run(run: Run) -> list[Row]:
     if not rows:
         raise UserError("no round is certified yet", file=run.dir.root, remedy=f"tutelage resume {run.dir.root}")
     return rows
+
+
+def _verdict(row: Row) -> str:
+    if row["problems"]:
+        return "FAILED"
+    return "holds" if row["ledger"] else "adds up; the ledger is at the silo"
 
 
 def print_recomputed(rows: list[Row]) -> None:
@@ -177,7 +187,7 @@ def print_recomputed(rows: list[Row]) -> None:
         if claimed is not None:
             apart = abs(claimed - again) / max(claimed, again) if max(claimed, again) > 0 else 0.0
             figures = [f"{row['delta']:.3g}", f"{claimed:.5f}", f"{again:.5f}", f"{100 * apart:.3f}%"]
-        table.add_row(str(row["round"]), row["silo"], *figures, "FAILED" if row["problems"] else "holds")
+        table.add_row(str(row["round"]), row["silo"], *figures, _verdict(row))
     console = Console()
     console.print(table)
     for row in rows:

@@ -30,6 +30,7 @@ from tutelage.flows.cli_options import (
     RunPath,
     check_models,
 )
+from tutelage.flows.cli_silo import silo
 
 if TYPE_CHECKING:
     from tutelage.flows.bargain import Bargain
@@ -256,6 +257,7 @@ def budget(
 
 
 app.add_typer(audit, name="audit")
+app.add_typer(silo, name="silo")
 for command in (
     cli_student.inspect,
     cli_student.approve,

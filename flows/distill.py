@@ -8,11 +8,14 @@ once if it is complete.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
 from tutelage.flows import approve, attacks, stages, trials
+from tutelage.flows.federation import coordinator
 from tutelage.flows.stage import Pending, open_run
 from tutelage.flows.workers import working
 from tutelage.privacy.attacks.suite import SURFACES
@@ -38,9 +41,14 @@ def run_rounds(run_dir: str) -> dict[str, object]:
 
     With workers a stage begins as soon as those in its `after` are finished.
     """
-    prepared = stages.prepare(run_dir, after=[])
+    run = open_run(Path(run_dir))
+    part: Any = stages  # of a silo: done here, or asked of it where it is elsewhere
+    if run.recipe.federation:
+        part = coordinator
+        coordinator.call_silos(run)
+    prepared = part.prepare(run_dir, after=[])
     silos = sorted(prepared.facts["records"])
-    indexed = {silo: stages.index(run_dir, silo, after=[prepared]) for silo in silos}
+    indexed = {silo: part.index(run_dir, silo, after=[prepared]) for silo in silos}
 
     tested = [attacks.check_scanner(run_dir, after=[prepared]), attacks.probe_mechanism(run_dir, after=[prepared])]
 
@@ -49,13 +57,13 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         # Each silo alone: its teacher writes, its screen decides what may leave.
         screened = []
         for silo in silos:
-            drafts = stages.teach(run_dir, round, silo, after=[indexed[silo], judged, *tested])
-            screened.append(stages.screen(run_dir, round, silo, after=[indexed[silo], drafts]))
+            drafts = part.teach(run_dir, round, silo, after=[indexed[silo], judged, *tested])
+            screened.append(part.screen(run_dir, round, silo, after=[indexed[silo], drafts]))
 
         # From here on only what was released is read, but for the silos' own votes and audits.
-        votes = [stages.vote(run_dir, round, silo, after=[indexed[silo], *screened]) for silo in silos]
+        votes = [part.vote(run_dir, round, silo, after=[indexed[silo], *screened]) for silo in silos]
         lessons = stages.aggregate(run_dir, round, after=[*screened, *votes])
-        certified = [stages.certify(run_dir, round, silo, after=[*screened, *votes]) for silo in silos]
+        certified = [part.certify(run_dir, round, silo, after=[*screened, *votes]) for silo in silos]
         student = trials.learn(run_dir, round, after=[lessons])
 
         # What it is worth, and what it gives away.
@@ -70,17 +78,21 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         read = {"student": [student, *blank], "lessons": [own], "instruction": [], "one_run": [student, *certified]}
         attacked = [attacks.attack(run_dir, round, on, after=[prepared, lessons, *read[on]]) for on in SURFACES]
         seen = attacks.contaminated(run_dir, round, after=[prepared, lessons])
-        audits = [trials.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
+        audits = [part.audit_silo(run_dir, round, silo, after=[indexed[silo], lessons]) for silo in silos]
 
         found = [*tested, measured, upper, *brackets.values(), *attacked, seen, *certified, *audits]
         judged = trials.judge_round(run_dir, round, after=found)
+        last = [judged]
+        if run.recipe.federation:
+            last.append(coordinator.hand_out(run_dir, round, after=[judged]))
         decided = []
         if prepared.facts["approval"] and judged.facts["passed"]:
-            word = approve.manifest(open_run(Path(run_dir)), round)
+            word = approve.manifest(run, round)
             if word is None:
                 break  # a person's turn: `tutelage approve`, and then this goes on
             decided = [Pending(word)]
         published = trials.publish_student(run_dir, round, after=[student, judged, *decided])
-        rounds.append((judged, published))
-    [published.manifest for _, published in rounds]
-    return {str(round): judged.facts["passed"] for round, (judged, _) in enumerate(rounds, 1)}
+        rounds.append([*last, published])
+    for one in itertools.chain(*rounds):
+        one.manifest  # noqa: B018 - it is waited for
+    return {str(round): judged.facts["passed"] for round, (judged, *_) in enumerate(rounds, 1)}

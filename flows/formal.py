@@ -272,6 +272,13 @@ def certify(run: Run, round: int, name: str) -> Certificate:
     return certificate.sign(made, SiloKey.load(layout.key_path(run, name)))
 
 
+def allocation(run: Run, name: str) -> Allocation:
+    """What each step may cost a silo, also one that is elsewhere and has said how many units it has."""
+    if run.recipe.federation:
+        return Allocation.of(run.recipe, run.facts("prepare")["records"][name])
+    return Silo(run, name).allocation
+
+
 def note_internal(run: Run, name: str, what: str, round: int) -> None:
     """Write into a silo's ledger that something is computed from its records which is not protected and stays there."""
     if run.recipe.formal:

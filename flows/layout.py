@@ -171,6 +171,16 @@ def all_lessons(run: Run, round: int) -> LessonSet:
     )
 
 
+def topics(run: Run, round: int) -> dict[str, float]:
+    """What a round's teachers write more of. A silo that is elsewhere was told; here the round before measured it."""
+    told = f"round-{round}/begin"
+    if run.dir.manifest_path(told).exists():
+        found: dict[str, float] = run.facts(told)["topics"]
+        return found
+    measured: dict[str, float] = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
+    return measured
+
+
 def instruction(run: Run, round: int) -> str:
     return instruction_path(run, round).read_text().strip()
 
@@ -204,4 +214,5 @@ def run_key(run: Run) -> SiloKey:
 def public_keys(run: Run) -> dict[str, str]:
     """Silo -> its public key in hex."""
     keys: dict[str, str] = json.loads(public_keys_path(run).read_text())
-    return {**keys, review.SILO: (run.dir.root / PUBLIC_KEY).read_text().strip()}
+    # A silo that is elsewhere has written down the key of the run there, whose reviewers' edits it meets.
+    return {review.SILO: (run.dir.root / PUBLIC_KEY).read_text().strip(), **keys}

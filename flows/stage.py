@@ -61,11 +61,18 @@ class Run:
     @property
     def silos(self) -> list[str]:
         """The silos' names, in order."""
+        if self.recipe.federation:
+            return sorted(self.recipe.federation.silos)
         return sorted(self.facts("prepare")["records"])
 
 
-def create_run(recipe: Recipe, root: Path) -> Run:
+def create_run(recipe: Recipe, root: Path, run_id: str | None = None) -> Run:
     """Make a run folder for a recipe, or open it if it is this recipe's already.
+
+    Args:
+        recipe: The recipe.
+        root: The folder.
+        run_id: Of a run that was begun elsewhere; None: a new one.
 
     Raises:
         UserError: the folder holds another recipe's run, or something that is no run.
@@ -75,7 +82,7 @@ def create_run(recipe: Recipe, root: Path) -> Run:
         run = open_run(root)
         if run.recipe == recipe:
             return run
-        if run.dir.manifest_path("prepare").exists():
+        if any(run.dir.stages.rglob("*.json")):
             raise UserError(
                 "this run folder was made by another recipe, or by an earlier state of this one",
                 file=root,
@@ -88,7 +95,7 @@ def create_run(recipe: Recipe, root: Path) -> Run:
         raise UserError("this folder is not empty and holds no run", file=root, remedy="name another with --run-dir")
     directory = RunDir(root)
     directory.create()
-    run_id = f"{recipe.name}-{os.urandom(4).hex()}"
+    run_id = run_id or f"{recipe.name}-{os.urandom(4).hex()}"
     write_atomic(written, _json({"run_id": run_id, "recipe": recipe.model_dump(mode="json")}))
     return Run(directory, recipe, run_id)
 

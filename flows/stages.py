@@ -9,6 +9,7 @@ no other's; `learn` reads released lessons only.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from tutelage.configs.store import canonical_json, file_digest, write_atomic
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.privacy import canaries, review
+from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
-from tutelage.privacy.overlap import indexed_texts
-from tutelage.privacy.partition import controls, partition
+from tutelage.privacy.overlap import OverlapIndex, indexed_texts
+from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.release import release, reviewed
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
-from tutelage.privacy.vault import PrivateRecord, write_records
+from tutelage.privacy.vault import PrivateRecord, read_records, write_records
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import examples, instructions, prompts
 from tutelage.teachers.engines.transformers import TransformersEngine
@@ -63,19 +65,10 @@ def prepare(run: Run) -> Done:
         files += [write_records(layout.records_path(run, name), records), key]
     files.append(write_atomic(layout.public_keys_path(run), canonical_json(keys) + "\n"))
     if loaded.owner_of:
-        files += [_write_owners(run, name, records, loaded.owner_of) for name, records in silos.items()]
+        files += [write_owners(run, name, records, loaded.owner_of) for name, records in silos.items()]
     for silo in {canary.silo for canary in planted}:
         formal.note_internal(run, silo, "canaries", 0)
-    facts = {
-        "records": {name: len(records) for name, records in silos.items()},
-        "test": len(dealt.test),
-        "nonmembers": len(nonmembers),
-        "near_duplicates_unused": dealt.twins_unused,
-        "brackets": brackets(recipe),
-        "rounds": recipe.rounds,
-        "approval": recipe.gate.approval,
-    }
-    return files, facts
+    return files, facts_of_run(recipe, dealt, nonmembers, {name: len(records) for name, records in silos.items()})
 
 
 @stage(version=3)
@@ -101,7 +94,7 @@ def teach(run: Run, round: int, silo: str) -> Done:
     if recipe.formal:
         drafts, facts = formal.teach(run, engine, round, silo)
         return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
-    topics = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
+    topics = layout.topics(run, round)
     place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
     written = examples.write_examples(engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place)
     wordings = instructions.write_instruction(engine, records, task=recipe.task, config=recipe.teach, **place)
@@ -194,10 +187,48 @@ def aggregate(run: Run, round: int) -> Done:
     return files, {"per_class": per_class, "lessons_digest": file_digest(path), "reviewed": counts}
 
 
+@stage(version=5)
+def audit_silo(run: Run, round: int, silo: str) -> Done:
+    """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
+    recipe = run.recipe
+    formal.note_internal(run, silo, "overlap_audit", round)
+    index = OverlapIndex(
+        layout.records(run, silo),
+        ngram=recipe.screen.ngram,
+        scrubber=scrubber(recipe.screen),
+        public_completions=labels(recipe),
+        embeddings=layout.embeddings(run, silo) if recipe.embeds_records else None,
+    )
+    edited = [lesson for lesson in layout.lessons(run, round) if lesson.silo == review.SILO]
+    texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]]
+    overlaps = index.measure(texts, meaning=recipe.embeds_records)
+    facts: dict[str, Any] = {"overlap": overlap_audit.summarise(overlaps)}
+    here = layout.evaluation_path(run, "test")
+    if here.exists():  # a silo that is elsewhere doesn't get it
+        facts["test_seen"] = contamination.seen(index, [one.text for one in read_records(here)])
+    return [], facts
+
+
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: dict[str, str]) -> Path:
+def facts_of_run(
+    recipe: Recipe, dealt: Partition, nonmembers: Sequence[PrivateRecord], records: dict[str, int]
+) -> dict[str, Any]:
+    """What `prepare` tells the flow and the report; `records`: silo -> how many it has."""
+    return {
+        "records": records,
+        "test": len(dealt.test),
+        "nonmembers": len(nonmembers),
+        "near_duplicates_unused": dealt.twins_unused,
+        "brackets": brackets(recipe),
+        "rounds": recipe.rounds,
+        "approval": recipe.gate.approval,
+    }
+
+
+def write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: dict[str, str]) -> Path:
+    """Write down whose a silo's records are, where the data names owners."""
     # a canary belongs to nobody, so each of its copies is a unit of its own
     owners = {record.id: owner_of.get(record.id, f"\0canary {record.id}") for record in records}
     return write_atomic(layout.owners_path(run, silo), canonical_json(owners), mode=0o600)

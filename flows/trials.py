@@ -18,11 +18,10 @@ from tutelage.flows import approve, formal, layout, registry
 from tutelage.flows.data_card import data_card
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.flows.stages import brackets, labels, scrubber
-from tutelage.privacy import custody, gate, review
+from tutelage.privacy import custody, gate
 from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.attacks.suite import SURFACES
 from tutelage.privacy.drafts import read_drafts
-from tutelage.privacy.overlap import OverlapIndex
 from tutelage.privacy.release import LessonSet, cleaned
 from tutelage.privacy.vault import PrivateRecord, read_records
 from tutelage.students import evaluate, neutral, publish, score, train
@@ -145,25 +144,6 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
     return [out], _compared(run, out, name, records, instruction, internal=bracket != "0")
 
 
-@stage(version=5)
-def audit_silo(run: Run, round: int, silo: str) -> Done:
-    """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
-    recipe = run.recipe
-    formal.note_internal(run, silo, "overlap_audit", round)
-    index = OverlapIndex(
-        layout.records(run, silo),
-        ngram=recipe.screen.ngram,
-        scrubber=scrubber(recipe.screen),
-        public_completions=labels(recipe),
-        embeddings=layout.embeddings(run, silo) if recipe.embeds_records else None,
-    )
-    edited = [lesson for lesson in layout.lessons(run, round) if lesson.silo == review.SILO]
-    texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]]
-    overlaps = index.measure(texts, meaning=recipe.embeds_records)
-    test = [one.text for one in read_records(layout.evaluation_path(run, "test"))]
-    return [], {"overlap": overlap_audit.summarise(overlaps), "test_seen": contamination.seen(index, test)}
-
-
 # ---- gate, report, publish --------------------------------------------------------------------------------------
 
 
@@ -176,10 +156,10 @@ def judge_round(run: Run, round: int) -> Done:
     stages = ("check_scanner", "probe_mechanism", f"{at}measure", f"{at}upper_line", *attacks)
     metrics = [Metric(**row) for name in stages for row in run.facts(name)["metrics"]]
     audits = {silo: run.facts(f"{at}audit_silo-{silo}") for silo in run.silos}
-    metrics += overlap_audit.combine({silo: facts["overlap"] for silo, facts in audits.items()})
+    metrics += overlap_audit.combine({silo: one["overlap"] for silo, one in audits.items() if "overlap" in one})
     metrics += contamination.summarise(
         run.facts(f"{at}contaminated")["seen"],
-        {silo: facts["test_seen"] for silo, facts in audits.items()},
+        {silo: one["test_seen"] for silo, one in audits.items() if "test_seen" in one},
         run.facts("prepare")["test"],
     )
     aggregated, learned, records = (

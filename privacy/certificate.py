@@ -72,12 +72,13 @@ class Recomputed:
     """In sentences; empty: everything holds."""
 
 
-def recompute(certificate: Certificate, ledger: Ledger, lessons: Path) -> Recomputed:
+def recompute(certificate: Certificate, ledger: Ledger | None, lessons: Path) -> Recomputed:
     """Rebuild a certificate's ε from its ledger.
 
     Args:
         certificate: With a verified signature (`load`).
-        ledger: The one it names.
+        ledger: The one it names. None: it is at a silo that is elsewhere, and what the silo signed is taken for what it
+            spent; what holds then is that this adds up to the claim, and that the parameters say what it costs.
         lessons: The released lessons' file it names.
 
     Raises:
@@ -85,8 +86,41 @@ def recompute(certificate: Certificate, ledger: Ledger, lessons: Path) -> Recomp
         UserError: there is no such ledger.
     """
     problems = []
-    entries = ledger.entries()
-    terms = ledger.terms
+    events, delta = [spend.event for spend in certificate.spends], certificate.delta
+    if ledger is not None:
+        found = _beside(certificate, ledger)
+        problems += found.problems
+        events, delta = found.events, found.delta
+    if certificate.units > 1 and certificate.delta > accounting.max_delta(certificate.units):
+        problems.append("delta is larger than 1/(N ln N)")
+    for spend in certificate.spends:
+        derived = _rho(spend)
+        if derived is None:
+            problems.append(f"the parameters of {spend.what} in round {spend.round} do not say what it costs")
+        elif not derived <= accounting.rho_of(_event(spend)) * (1 + 1e-6):
+            problems.append(f"the parameters of {spend.what} in round {spend.round} cost more than was reserved")
+    recomputed = _recomputed(events, delta)
+    if not _agree(recomputed, certificate.epsilon):
+        problems.append("claimed and recomputed epsilon differ by more than 1%")
+    if certificate.epsilon > certificate.epsilon_asked * (1 + AGREEMENT):
+        problems.append("the run spent more than its recipe allows")
+    if not lessons.exists() or file_digest(lessons) != certificate.lessons_digest:
+        problems.append("the released lessons are not those that were certified")
+    return Recomputed(certificate.silo, certificate.epsilon, recomputed, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Ledgered:
+    """What a ledger says of a run, and where the certificate says otherwise."""
+
+    events: list[dict[str, Any]]
+    delta: float
+    problems: list[str]
+
+
+def _beside(certificate: Certificate, ledger: Ledger) -> _Ledgered:
+    problems = []
+    entries, terms = ledger.entries(), ledger.terms
     at = next((entry.number for entry in entries if entry.hash == certificate.ledger_head), None)
     if at is None:
         problems.append("the ledger does not hold the line that the certificate was made at")
@@ -98,27 +132,12 @@ def recompute(certificate: Certificate, ledger: Ledger, lessons: Path) -> Recomp
     stated = (certificate.unit, certificate.units, certificate.delta, certificate.adjacency)
     if stated != (terms.unit, terms.units, terms.delta, terms.adjacency):
         problems.append("unit, units, delta or adjacency are not those of the ledger's terms")
-    if certificate.units > 1 and certificate.delta > accounting.max_delta(certificate.units):
-        problems.append("delta is larger than 1/(N ln N)")
-    for spend in certificate.spends:
-        derived = _rho(spend)
-        if derived is None:
-            problems.append(f"the parameters of {spend.what} in round {spend.round} do not say what it costs")
-        elif not derived <= accounting.rho_of(_event(spend)) * (1 + 1e-6):
-            problems.append(f"the parameters of {spend.what} in round {spend.round} cost more than was reserved")
-    recomputed = _recomputed([entry.fields["event"] for entry in here], terms.delta)
-    if not _agree(recomputed, certificate.epsilon):
-        problems.append("claimed and recomputed epsilon differ by more than 1%")
     spent = [entry.fields["event"] for entry in until if entry.kind == "reserve"]
     charged = [event for entry in until if entry.kind == "charge" for event in entry.fields["events"]]
     everything = _recomputed([*spent, *charged], terms.delta)
     if not _agree(everything, certificate.epsilon_ledger):
         problems.append("claimed and recomputed epsilon of the whole ledger differ by more than 1%")
-    if certificate.epsilon > certificate.epsilon_asked * (1 + AGREEMENT):
-        problems.append("the run spent more than its recipe allows")
-    if not lessons.exists() or file_digest(lessons) != certificate.lessons_digest:
-        problems.append("the released lessons are not those that were certified")
-    return Recomputed(certificate.silo, certificate.epsilon, recomputed, tuple(problems))
+    return _Ledgered([entry.fields["event"] for entry in here], terms.delta, problems)
 
 
 def _recomputed(events: Sequence[dict[str, Any]], delta: float) -> float:

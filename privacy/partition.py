@@ -62,7 +62,7 @@ def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_l
     else:
         full = _deal(pools, [f"silo-{number}" for number in range(data.silos)], rng)
     silos = {name: _cap(members, labels, data.records_per_silo, rng) for name, members in full.items()}
-    _check(silos, labels, min_per_label)
+    check_labels(silos, task, min_per_label)
     dealt = sum(map(len, full.values()))
     return Partition(
         silos=silos,
@@ -210,7 +210,13 @@ def _shares(weights: Sequence[int], n: int) -> list[int]:
     return parts
 
 
-def _check(silos: dict[str, Group], labels: Sequence[str], min_per_label: int) -> None:
+def check_labels(silos: Mapping[str, Sequence[PrivateRecord]], task: Task, min_per_label: int) -> None:
+    """Be sure that every silo has so many records of each label (for a generation: in all).
+
+    Raises:
+        UserError: one has fewer.
+    """
+    labels = sorted(task.labels) if isinstance(task, ClassificationTask) else [""]
     for name, members in silos.items():
         counts = Counter(_label(record, labels) for record in members)
         for label in labels:

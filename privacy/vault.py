@@ -7,12 +7,13 @@ queue or a result store) and has no `__str__` of its content. `.example()` and `
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tutelage.configs.errors import PrivacyError
 from tutelage.configs.records import Example
-from tutelage.configs.store import read_jsonl, write_jsonl
+from tutelage.configs.store import canonical_json, read_jsonl, write_jsonl
 
 
 class PrivateRecord:
@@ -69,6 +70,16 @@ def read_records(path: Path) -> list[PrivateRecord]:
     """Read back what `write_records` wrote."""
     inside_vault(path)
     return [PrivateRecord(**row) for row in read_jsonl(path)]
+
+
+def dump_records(records: list[PrivateRecord]) -> bytes:
+    """Records in one piece, to be sealed (privacy/keys.py). Whoever calls this answers for where it goes."""
+    return "".join(f"{canonical_json(r.example().model_dump() | {'source': r.source})}\n" for r in records).encode()
+
+
+def parse_records(data: bytes) -> list[PrivateRecord]:
+    """What `dump_records` made."""
+    return [PrivateRecord(**json.loads(line)) for line in data.decode().split("\n") if line]
 
 
 def inside_vault(path: Path) -> None:

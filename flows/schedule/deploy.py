@@ -18,6 +18,7 @@ _PATIENCE_S = 60
 """A server that was started just before takes a while to answer."""
 _HEARTBEAT_S = 30
 _GONE_S = 4 * _HEARTBEAT_S
+_WITH_HEARTBEAT = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_S)}}
 
 
 def deploy(
@@ -81,12 +82,40 @@ def deploy(
                     tags=["tutelage", recipe.name],
                     work_pool_name=pool,
                     entrypoint_type=EntrypointType.MODULE_PATH,
-                    job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_S)}},
+                    job_variables=_WITH_HEARTBEAT,
                     **settings,
                 ).apply()
             )
             for flow, settings in wanted
         }
+
+
+def deploy_silo(home: Path, name: str) -> None:
+    """Make a silo's work pool and its deployment, or renew them: what runs call whose silo it is.
+
+    Args:
+        home: The silo's folder, on its worker's machine.
+        name: The silo's.
+    """
+    from prefect.types.entrypoint import EntrypointType
+
+    from tutelage.flows.schedule import deployed
+
+    make_pool(silo_pool(name))
+    part: Any = deployed.silo
+    part.to_deployment(
+        name,
+        parameters={"home": str(home)},
+        tags=["tutelage", f"silo-{name}"],
+        work_pool_name=silo_pool(name),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables=_WITH_HEARTBEAT,
+    ).apply()
+
+
+def silo_pool(name: str) -> str:
+    """The work pool of a silo's own worker."""
+    return f"silo-{name}"
 
 
 def make_pool(name: str) -> None:

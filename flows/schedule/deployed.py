@@ -24,6 +24,7 @@ from tutelage.configs.store import RunDir, digest, files_below
 from tutelage.flows import approve, layout, pages, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
+from tutelage.flows.federation.silo import Silo, take_part
 from tutelage.flows.schedule import flow_runs
 from tutelage.flows.stage import Run, create_run, open_run
 from tutelage.flows.tied import end_with_parent
@@ -85,6 +86,19 @@ def look(recipe: Path, overrides: list[str] | None = None) -> State[Any]:
     # Asked for twice under one key, a run is begun once: so no look needs to remember what it has seen.
     begun: Any = run_deployment(f"run/{checked.name}", timeout=0, as_subflow=False, idempotency_key=f"look-{seen}")
     return Completed(message=f"flow run {begun.id} is of these records")
+
+
+@flow(name="silo", persist_result=False, log_prints=False, retries=0)
+def silo(home: Path, run_id: str) -> State[Any]:
+    """A silo's part of a run that is elsewhere, on the silo's own worker, to its end.
+
+    Args:
+        home: The silo's folder.
+        run_id: The run's.
+    """
+    end_with_parent()
+    take_part(Silo.open(home), run_id)
+    return Completed(message=f"all of this silo's part of {run_id} is handed over")
 
 
 @flow(name="audit", persist_result=False, log_prints=False, retries=0)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tutelage.configs.errors import UserError, without_credentials
@@ -64,26 +65,61 @@ def up(port: int, pool: str, database: str | None, say: Callable[[str], None]) -
     """
     api = f"http://{HOST}:{port}/api"
     settings = {
-        FOUNDER: founder(),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
     }
     if database is not None:
         settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database  # by the environment: it may hold a password
-    children: dict[str, subprocess.Popen[bytes]] = {}
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with _children(say) as children:
         children["server"] = _start(["server", "start", "--host", HOST, "--port", str(port)], settings)
         _wait_for(api, children["server"])
         say(f"Prefect: http://{HOST}:{port}")
         _with_pool(api, pool)
-        children["worker"] = _start(["worker", "start", "--pool", pool, "--type", "process"], settings)
+        children["worker"] = _start(_worker(pool), settings)
         say(f"A worker takes what the work pool {pool} is given. Ctrl-C ends both.")
+
+
+def silo_up(home: Path, name: str, say: Callable[[str], None]) -> None:
+    """Start a silo's worker, on the server that the settings name, and wait until Ctrl-C or SIGTERM.
+
+    Args:
+        home: The silo's folder.
+        name: The silo's.
+        say: Told what it takes.
+
+    Raises:
+        UserError: the server can't be reached, or the worker ended by itself.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    from tutelage.flows.schedule.deploy import deploy_silo, silo_pool
+
+    with reached(), _children(say) as children:
+        deploy_silo(home, name)
+        # Prefect's workers keep a folder in /tmp that belongs to whichever user was first; and none of ours lies there.
+        temporary = home / "tmp"
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        settings = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "TMPDIR": str(temporary)}
+        children["worker"] = _start(_worker(silo_pool(name)), settings)
+        say(f"Silo {name} takes part in what it is called for. Ctrl-C ends it.")
+
+
+def _worker(pool: str) -> list[str]:
+    return ["worker", "start", "--pool", pool, "--type", "process"]
+
+
+@contextlib.contextmanager
+def _children(say: Callable[[str], None]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Processes that are watched once all of them are started, and ended when we are told to, or when one ends."""
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield children
         while True:
             for name, child in children.items():
                 if child.poll() is not None:
-                    raise UserError(f"the {name} ended by itself ({child.returncode})", remedy="tutelage up, again")
+                    raise UserError(f"the {name} ended by itself ({child.returncode})", remedy="start it again")
             time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopping")
@@ -96,7 +132,7 @@ def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[byt
     """A Prefect process in a session of its own, which ends with its children when we are gone."""
     child = subprocess.Popen(
         [sys.executable, "-m", "prefect", *command],
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, FOUNDER: founder()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.errors import UserError, without_credentials
+from tutelage.configs.storage import is_local, opened
 from tutelage.configs.store import file_digest, files_below
 from tutelage.students.targets.versions import number_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
     """As `targets.send`. The same files twice are one version."""
-    with _opened(target) as (fs, root):
+    with opened(target, "--to") as (fs, root):
         shelf = f"{root}/{name}"
         with _held(fs, shelf):
             index = _index(fs, shelf, name)
@@ -43,7 +44,7 @@ def send(version: Path, target: str, name: str, about: dict[str, Any]) -> str:
 
 def make_latest(target: str, name: str, version: str) -> str:
     """As `targets.make_latest`."""
-    with _opened(target) as (fs, root):
+    with opened(target, "--to") as (fs, root):
         shelf = f"{root}/{name}"
         with _held(fs, shelf):
             index = _index(fs, shelf, name)
@@ -59,36 +60,9 @@ def make_latest(target: str, name: str, version: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(target: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    import fsspec
-
-    try:
-        fs, root = fsspec.url_to_fs(target)
-        yield fs, root.rstrip("/")
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(
-            f"nothing here opens such a target ({error.name or 'a package is missing'})", key="--to",
-            remedy="install the file system's package, e.g. s3fs for s3://",
-        ) from None  # fmt: skip
-    except Exception as error:  # each file system has errors of its own, and their messages may hold credentials
-        raise UserError(
-            f"the target could not be used ({type(error).__name__})", file=without_credentials(target), key="--to",
-            remedy="check its address, its permissions and the credentials in the environment",
-        ) from None  # fmt: skip
-
-
-def _local(fs: AbstractFileSystem) -> bool:
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(fs, LocalFileSystem)
-
-
-@contextlib.contextmanager
 def _held(fs: AbstractFileSystem, shelf: str) -> Iterator[None]:
     """Hold a shelf for this process where that is possible: elsewhere let one publish at a time."""
-    if not _local(fs):
+    if not is_local(fs):
         yield
         return
     Path(shelf).mkdir(parents=True, exist_ok=True)
@@ -112,7 +86,7 @@ def _index(fs: AbstractFileSystem, shelf: str, name: str) -> dict[str, Any]:
 
 def _put(fs: AbstractFileSystem, version: Path, place: str) -> None:
     """All files of a version. What a killed publisher left there is in no index, and goes."""
-    staged = f"{place}.part" if _local(fs) else place  # a rename on a disk, where also folders may be listed
+    staged = f"{place}.part" if is_local(fs) else place  # a rename on a disk, where also folders may be listed
     for leftover in {staged, place}:
         if fs.exists(leftover):
             fs.rm(leftover, recursive=True)
@@ -128,7 +102,7 @@ def _make_latest(fs: AbstractFileSystem, shelf: str, index: dict[str, Any], vers
     index["latest"] = version
     with fs.transaction, fs.open(f"{shelf}/index.json", "wb") as stream:
         stream.write((json.dumps(index, indent=1) + "\n").encode())
-    if _local(fs):
+    if is_local(fs):
         link = Path(shelf) / "latest"
         new = link.with_name(f".latest.{os.getpid()}")
         new.unlink(missing_ok=True)

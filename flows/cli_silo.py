@@ -1,0 +1,71 @@
+"""The commands of a silo that is at a place of its own: made, shown, at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+silo = typer.Typer(
+    help="A silo at a place of its own: its records stay there, and signed lessons go to the exchange.",
+    no_args_is_help=True,
+)
+
+Home = Annotated[Path, typer.Argument(help="The silo's folder.")]
+
+
+@silo.command()
+def init(
+    home: Home,
+    name: Annotated[str, typer.Option("--name", help="As recipes will call it.")],
+    exchange: Annotated[str, typer.Option("--exchange", help="Where lessons go: a folder, or s3://bucket/folder.")],
+    records: Annotated[Path, typer.Option("--records", help="Its private records: JSONL, CSV, Parquet.")],
+    epsilon: Annotated[
+        float | None, typer.Option("--epsilon", help="The most that all runs may spend; without: screened lessons.")
+    ] = None,
+) -> None:
+    """Make a silo's folder, its settings and its keys, and print what a recipe needs."""
+    from tutelage.flows.federation.silo import create
+
+    made = create(home, name, exchange, records.resolve(), epsilon)
+    typer.echo(f"made {home}: see silo.yaml. For the recipe:", err=True)
+    typer.echo(_for_recipes(made.config.name, made.key.public_hex, made.sealing.public_hex))
+
+
+@silo.command()
+def keys(home: Home) -> None:
+    """Print a silo's public keys, as a recipe takes them."""
+    from tutelage.flows.federation.silo import Silo
+
+    made = Silo.open(home)
+    typer.echo(_for_recipes(made.config.name, made.key.public_hex, made.sealing.public_hex))
+
+
+@silo.command()
+def work(
+    home: Home,
+    run_id: Annotated[str | None, typer.Argument(help="One run, to the end of the silo's part. Default: all.")] = None,
+) -> None:
+    """Take part in the runs that are at the exchange, without a Prefect server; Ctrl-C ends it."""
+    from tutelage.flows.federation.silo import Silo
+    from tutelage.flows.federation.silo import work as take_part
+    from tutelage.flows.server import start_embedded
+
+    opened = Silo.open(home)
+    start_embedded()
+    take_part(opened, run_id, lambda said: typer.echo(said, err=True))
+
+
+@silo.command()
+def up(home: Home) -> None:
+    """Start the silo's worker on the Prefect server that PREFECT_API_URL names; runs call it. Ctrl-C ends it."""
+    from tutelage.flows.federation.silo import Silo
+    from tutelage.flows.schedule.up import silo_up
+
+    opened = Silo.open(home)
+    silo_up(opened.home, opened.config.name, typer.echo)
+
+
+def _for_recipes(name: str, signing: str, sealing: str) -> str:
+    return f"{name}: {{signing: {signing}, sealing: {sealing}}}"

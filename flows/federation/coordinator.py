@@ -1,0 +1,212 @@
+"""The silos' stages as a run sees them whose silos are elsewhere: each asks for a silo's part, waits, checks, takes.
+
+They stand under the names, and with the facts and files, of the stages that flows/stages.py would have run here, so all
+that comes after is the same. What is taken are signed lessons, certificates, counts of votes, and where lessons are
+screened only, figures of overlap; no record, no draft and no ledger leaves a silo.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.models import fetch_mail
+from tutelage.configs.schema import FederationConfig, FileData, Recipe
+from tutelage.configs.store import canonical_json, files_below, write_atomic
+from tutelage.flows import layout
+from tutelage.flows.federation import exchange as at
+from tutelage.flows.federation.exchange import Exchange
+from tutelage.flows.stage import Done, Run, stage, stage_name
+from tutelage.flows.stages import facts_of_run
+from tutelage.privacy import canaries
+from tutelage.privacy.certificate import load as load_certificate
+from tutelage.privacy.custody import PUBLIC_KEY
+from tutelage.privacy.handed import Handed
+from tutelage.privacy.keys import seal
+from tutelage.privacy.partition import controls, partition
+from tutelage.privacy.release import LessonSet
+from tutelage.privacy.sources import Loaded, load_records
+from tutelage.privacy.vault import dump_records, write_records
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@stage(version=1)
+def prepare(run: Run) -> Done:
+    """Deal this run's own records out to test set, members, non-members and canaries, and open the run to its silos.
+
+    Canaries and members are planted: each silo gets its share, sealed, and puts it among its records. So the attacks
+    know what was there and what was not, without a record of any silo.
+    """
+    recipe, federation = run.recipe, _federation(run)
+    loaded = load_records(recipe.data, recipe.task, fetch_mail)
+    alone = recipe.data.model_copy(update={"silos": 1, "records_per_silo": None})
+    dealt = partition(Loaded(loaded.records, {}, loaded.owner_of), alone, recipe.task, recipe.seed, 0)
+    members, nonmembers, carriers = controls(dealt, recipe)
+    names = run.silos
+    shares = {name: members[number :: len(names)] for number, name in enumerate(names)}
+    shares, planted = canaries.plant(shares, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
+    public_keys = {name: one.signing for name, one in federation.silos.items()}
+    files = [
+        write_records(layout.evaluation_path(run, "test"), dealt.test),
+        write_records(layout.evaluation_path(run, "members"), members),
+        write_records(layout.evaluation_path(run, "nonmembers"), nonmembers),
+        canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
+        write_atomic(layout.public_keys_path(run), canonical_json(public_keys) + "\n"),
+    ]
+    exchange = exchange_of(run)
+    for name in names:
+        exchange.open_to_all(at.place_of(name))
+        sealed = seal(dump_records(shares[name]), federation.silos[name].sealing, at.about_planted(run.id, name))
+        exchange.put(at.sealed(name), sealed)
+    exchange.put_json(at.RUN, {"recipe": _handed_out(recipe)})
+    records = {name: _units(_awaited(run, name, "prepare")) for name in names}
+    return files, facts_of_run(recipe, dealt, nonmembers, records)
+
+
+@stage(version=1)
+def index(run: Run, silo: str) -> Done:
+    """Nothing here: a silo embeds its records at its own place."""
+    return [], {}
+
+
+@stage(version=1)
+def teach(run: Run, round: int, silo: str) -> Done:
+    """A silo's teacher writes drafts, there; here is how many."""
+    own_key = (run.dir.root / PUBLIC_KEY).read_text().strip()
+    exchange_of(run).put_json(at.begin(round), {"topics": layout.topics(run, round), "public_key": own_key})
+    return [], _awaited(run, silo, "teach", round).facts
+
+
+@stage(version=1)
+def screen(run: Run, round: int, silo: str) -> Done:
+    """A silo's lessons of the round, every signature verified."""
+    statement, path = _awaited(run, silo, "screen", round), layout.released_path(run, round, silo)
+    _fetch(run, statement, path)
+    found = LessonSet.load(path, run.id, layout.public_keys(run))
+    if any((lesson.silo, lesson.round) != (silo, round) for lesson in found):
+        raise PrivacyError(f"silo {silo} handed over lessons of another silo or round")
+    return [path], statement.facts
+
+
+@stage(version=1)
+def vote(run: Run, round: int, silo: str) -> Done:
+    """A silo's votes for the released lessons: counts, noised under a formal mechanism."""
+    return [], _awaited(run, silo, "vote", round).facts
+
+
+@stage(version=1)
+def certify(run: Run, round: int, silo: str) -> Done:
+    """A silo's certificate from its own ledger, its signature verified. Nothing where none is."""
+    if not run.recipe.formal:
+        return [], {}
+    statement, path = _awaited(run, silo, "certify", round), layout.certificate_path(run, round, silo)
+    _fetch(run, statement, path)
+    found = load_certificate(path, layout.public_keys(run))
+    if (found.run_id, found.silo, found.round) != (run.id, silo, round):
+        raise PrivacyError(f"silo {silo} handed over a certificate of another run, silo or round")
+    return [path], {"epsilon": found.epsilon}
+
+
+@stage(version=1)
+def audit_silo(run: Run, round: int, silo: str) -> Done:
+    """How much the released set overlaps with a silo's records: aggregates, where no ε is promised; else nothing."""
+    if run.recipe.formal:
+        return [], {}
+    exchange_of(run).put(at.lessons(round), layout.lessons_path(run, round))
+    statement = _awaited(run, silo, "audit_silo", round)
+    return [], {"overlap": dict(statement.facts["overlap"])}
+
+
+@stage(version=1)
+def hand_out(run: Run, round: int) -> Done:
+    """Put the round's report, data card and lessons where the silos, and whoever may read there, find them."""
+    exchange = exchange_of(run)
+    for path in files_below(layout.lessons_path(run, round).parent):
+        exchange.put(path.relative_to(run.dir.root).as_posix(), path)
+    return [], {}
+
+
+def call_silos(run: Run) -> None:
+    """Begin the silos' part on their own workers, for each that has a deployment on this Prefect server.
+
+    Others look into the exchange by themselves (`tutelage silo work`). One flow run for each attempt of this run.
+    """
+    from prefect import runtime
+    from prefect.client.orchestration import get_client
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        for silo in run.silos:
+            try:
+                found = client.read_deployment_by_name(f"silo/{silo}")
+            except ObjectNotFound:
+                continue
+            attempt = f"{run.id}-{silo}-{runtime.flow_run.id}-{runtime.flow_run.run_count}"
+            run_deployment(
+                found.id, parameters={"run_id": run.id}, timeout=0, as_subflow=False, idempotency_key=attempt
+            )
+
+
+def exchange_of(run: Run) -> Exchange:
+    """The run's part of its exchange."""
+    return Exchange(_federation(run).exchange, run.id)
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _awaited(run: Run, silo: str, name: str, *where: int) -> Handed:
+    """What a silo hands over as a stage, as soon as it has.
+
+    Raises:
+        UserError: it refuses, or `federation.patience_s` has passed.
+        PrivacyError: it isn't signed by the silo's key.
+    """
+    exchange, federation = exchange_of(run), _federation(run)
+    keys = {name: one.signing for name, one in federation.silos.items()}
+    named = stage_name(name, *where, silo)
+    until, said = time.monotonic() + federation.patience_s, False
+    while True:
+        statement = exchange.take(silo, named, keys)
+        if statement is not None:
+            return statement
+        refused = exchange.refused(silo, keys)
+        if refused is not None:
+            raise refused
+        if time.monotonic() > until:
+            raise UserError(
+                f"silo {silo} has not handed over {named} within {federation.patience_s} s",
+                file=run.dir.root,
+                key="federation.patience_s",
+                remedy="is its worker running? Then `tutelage resume` this run",
+            )
+        if not said:
+            print(f"  {named:<28} waits for silo {silo}", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _fetch(run: Run, statement: Handed, path: Path) -> None:
+    exchange_of(run).fetch(statement, path.relative_to(run.dir.root).as_posix(), path)
+
+
+def _federation(run: Run) -> FederationConfig:
+    assert run.recipe.federation is not None
+    return run.recipe.federation
+
+
+def _units(statement: Handed) -> int:
+    units: int = statement.facts["units"]
+    return units
+
+
+def _handed_out(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what is this place's own: where its records and ledgers lie."""
+    data = recipe.data.model_copy(update={"records": FileData(path=Path("elsewhere"))})
+    privacy = recipe.formal.model_copy(update={"ledgers": None}) if recipe.formal else recipe.privacy
+    return recipe.model_copy(update={"data": data, "privacy": privacy}).model_dump(mode="json")

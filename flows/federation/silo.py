@@ -1,0 +1,397 @@
+"""A silo's part of runs that are elsewhere, at the silo's own place: it prepares itself, teaches, screens, votes.
+
+    SILO/
+      silo.yaml     what the silo agrees to (configs/schema.py, SiloConfig)
+      vault/        its keys (mode 0600)
+      ledgers/      what it has spent, all runs together
+      runs/RUN_ID/  its part of each run: a run folder like any other, with its own vault and custody log
+
+It does a step as soon as the exchange has what the step needs, and hands it over. Everything here may be killed at any
+time and asked again: what is finished is handed over once more, as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+
+from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.load import load_silo, parse_recipe
+from tutelage.configs.models import check_model, fetch_mail
+from tutelage.configs.schema import FederationConfig, FileData, Recipe, SiloConfig
+from tutelage.configs.store import RunDir, canonical_json, write_atomic
+from tutelage.flows import formal, layout, stages
+from tutelage.flows.federation import exchange as at
+from tutelage.flows.federation.exchange import Exchange
+from tutelage.flows.stage import Done, Pending, Run, StageError, create_run, stage, stage_name
+from tutelage.privacy import review
+from tutelage.privacy.keys import SealingKey, SiloKey
+from tutelage.privacy.partition import check_labels
+from tutelage.privacy.sources import load_records
+from tutelage.privacy.units import by_owner, by_record
+from tutelage.privacy.vault import PrivateRecord, parse_records, write_records
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@dataclass(frozen=True)
+class Silo:
+    """A silo's folder, what it agrees to, and its keys."""
+
+    home: Path
+    config: SiloConfig
+    key: SiloKey
+    sealing: SealingKey
+
+    @classmethod
+    def open(cls, home: Path) -> Silo:
+        """Open a silo's folder.
+
+        Raises:
+            UserError: it is none, or its settings are faulty.
+        """
+        home = home.resolve()
+        config = load_silo(home)
+        return cls(home, config, SiloKey.load(home / _KEY), SealingKey.load(home / _SEALING_KEY))
+
+    def exchange(self, run_id: str) -> Exchange:
+        """A run's part of the silo's exchange."""
+        return Exchange(self.config.exchange, run_id)
+
+    def folder(self, run_id: str) -> Path:
+        """The silo's own folder of a run."""
+        return self.home / "runs" / run_id
+
+
+def create(home: Path, name: str, exchange: str, records: Path, epsilon: float | None) -> Silo:
+    """Make a silo's folder: its settings and its keys.
+
+    Raises:
+        UserError: there is one already, or a setting is faulty.
+    """
+    settings = home / "silo.yaml"
+    if settings.exists():
+        raise UserError("there is a silo already", file=settings, remedy="edit it, or name another folder")
+    write_atomic(settings, _settings(name, exchange, records, epsilon), mode=0o600)
+    try:
+        load_silo(home)
+    except UserError:
+        settings.unlink()
+        raise
+    for made, path in ((SiloKey, home / _KEY), (SealingKey, home / _SEALING_KEY)):
+        if not path.exists():
+            made.create(path)
+    (home / "vault").chmod(0o700)
+    return Silo.open(home)
+
+
+# ---- what a silo agrees to ---------------------------------------------------------------------------------------
+
+
+def agreed(silo: Silo, recipe: Recipe) -> Recipe:
+    """A recipe as this silo runs it: on its own records, behind its own screen, out of its own budget.
+
+    Raises:
+        UserError: it asks for more than the silo agrees to.
+    """
+    config, federation = silo.config, _federation(recipe)
+    here = {"signing": silo.key.public_hex, "sealing": silo.sealing.public_hex}
+    if config.name not in federation.silos or federation.silos[config.name].model_dump() != here:
+        raise _more(silo, "names other public keys for this silo", "name", "`tutelage silo keys` prints those it has")
+    privacy = recipe.privacy
+    if config.epsilon is not None:
+        asked = recipe.formal
+        if asked is None:
+            raise _more(silo, "promises no ε, and this silo asks for one", "epsilon", "null allows screened lessons")
+        if asked.epsilon > config.epsilon:
+            found = f"asks for an ε of {asked.epsilon:g}, more than this silo's {config.epsilon:g}"
+            raise _more(silo, found, "epsilon", "raise it for good, or ask for less")
+        if config.unit == "owner" and asked.unit != "owner":
+            raise _more(silo, "protects single records, and this silo asks for owners", "unit", "ask for owners")
+        if asked.label_counts == "public" and not config.public_label_counts:
+            found = "treats this silo's label counts as public, which they are not"
+            raise _more(silo, found, "public_label_counts", "privacy.label_counts: noised")
+    elif recipe.formal is None and not recipe.defended:
+        raise _more(silo, "compares lessons with nothing", "epsilon", "screen.compare: true")
+    if recipe.formal:
+        if recipe.formal.unit == "owner" and _owner_column(config) is None:
+            raise _more(silo, "protects owners, and records.columns.owner names no column here", "records", "name it")
+        own = {"ledgers": silo.home / "ledgers"}
+        privacy = recipe.formal.model_copy(update=own if config.epsilon is None else {**own, "budget": config.epsilon})
+    model = config.model or recipe.teach.model
+    check_model(model)
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"records": config.records}),
+            "privacy": privacy,
+            "screen": config.screen,
+            "teach": recipe.teach.model_copy(update={"model": model}),
+        }
+    )
+
+
+# ---- the silo's stages that flows/stages.py has not --------------------------------------------------------------
+
+
+@stage(version=1)
+def prepare(run: Run, silo: str) -> Done:
+    """The silo's records, and among them at random places what the run wants planted, under ids that say nothing."""
+    recipe, here = run.recipe, _here(run)
+    loaded = load_records(recipe.data, recipe.task, fetch_mail)
+    check_labels({silo: loaded.records}, recipe.task, recipe.min_records_per_label)
+    planted = _planted(here, run.id)
+    records = loaded.records + planted
+    random.SystemRandom().shuffle(records)
+    own_key = write_atomic(layout.key_path(run, silo), (here.home / _KEY).read_bytes(), mode=0o600)
+    files = [write_records(layout.records_path(run, silo), records), own_key]
+    owners = loaded.owner_of and stages.write_owners(run, silo, records, loaded.owner_of)
+    if owners:
+        files.append(owners)
+    if planted:
+        formal.note_internal(run, silo, "canaries", 0)
+    owner_of = layout.owners(run, silo) if recipe.formal and recipe.formal.unit == "owner" else None
+    units = by_record(records) if owner_of is None else by_owner(records, owner_of)
+    return files, {"units": len(units)}
+
+
+@stage(version=1)
+def begin(run: Run, round: int, silo: str) -> Done:
+    """What the run says of a round before it: topics, and the keys that its lessons are signed with."""
+    said = _here(run).exchange(run.id).get_json(at.begin(round))
+    assert said is not None
+    keys = {name: one.signing for name, one in _federation(run.recipe).silos.items()}
+    keys[review.SILO] = str(said["public_key"])
+    topics = {str(label): float(share) for label, share in said["topics"].items()}
+    return [write_atomic(layout.public_keys_path(run), canonical_json(keys) + "\n")], {"topics": topics}
+
+
+@stage(version=1)
+def receive(run: Run, round: int, silo: str) -> Done:
+    """The other silos' lessons of a round, to vote on; every signature verified."""
+    exchange, keys, files = _here(run).exchange(run.id), layout.public_keys(run), []
+    for other in run.silos:
+        if other != silo:
+            statement = exchange.take(other, stage_name("screen", round, other), keys)
+            assert statement is not None
+            path = layout.released_path(run, round, other)
+            files.append(exchange.fetch(statement, path.relative_to(run.dir.root).as_posix(), path))
+    layout.all_lessons(run, round)
+    return files, {}
+
+
+@stage(version=1)
+def receive_chosen(run: Run, round: int, silo: str) -> Done:
+    """What the round's student learns from, to compare with the silo's records; every signature verified."""
+    data = _here(run).exchange(run.id).get(at.lessons(round))
+    assert data is not None
+    path = write_atomic(layout.lessons_path(run, round), data)
+    layout.lessons(run, round)
+    return [path], {}
+
+
+# ---- its part of a run -------------------------------------------------------------------------------------------
+
+
+def advance(silo: Silo, run_id: str) -> list[str]:
+    """Do what can be done of the silo's part of a run, and hand it over.
+
+    Returns:
+        Files of the exchange that must be there before more can be done; none: the silo's part is done.
+
+    Raises:
+        UserError: the recipe asks for more than the silo agrees to, or something else can be mended. The run is told.
+        PrivacyError: something is not signed as it should be. The run is told.
+    """
+    exchange = silo.exchange(run_id)
+    try:
+        said = exchange.get_json(at.RUN)
+        if said is None:
+            return [at.RUN]
+        recipe = agreed(silo, parse_recipe(said["recipe"]))
+        with RunDir(silo.folder(run_id)).locked():
+            exchange.go_on(silo.config.name, silo.key)
+            return _steps(silo, exchange, create_run(recipe, silo.folder(run_id), run_id))
+    except UserError as error:
+        exchange.refuse(silo.config.name, silo.key, error.problem, error.remedy)
+        raise
+    except PrivacyError as error:
+        exchange.refuse(silo.config.name, silo.key, str(error), None)
+        raise
+    except Exception as error:  # its message may quote a record
+        what = "a stage failed" if isinstance(error, StageError) else f"a defect ({type(error).__name__})"
+        exchange.refuse(silo.config.name, silo.key, f"{what}; the silo's own log says how", None)
+        raise
+
+
+def _steps(silo: Silo, exchange: Exchange, run: Run) -> list[str]:
+    """A run's stages at the silo, in order, as far as the exchange allows."""
+    me, formal_claim, place = silo.config.name, run.recipe.formal is not None, str(run.dir.root)
+
+    def hand(done: Pending, *facts: str) -> None:
+        manifest = done.manifest
+        if not exchange.handed(me, manifest["stage"]):
+            exchange.hand(me, silo.key, run.dir.root, manifest, {name: manifest["facts"][name] for name in facts})
+
+    prepared = prepare(place, me, after=[])
+    hand(prepared, "units")
+    before = prepared
+    for round in range(1, run.recipe.rounds + 1):
+        if not exchange.has(at.begin(round)):
+            return [at.begin(round)]
+        began = begin(place, round, me, after=[before])
+        indexed = stages.index(place, me, after=[prepared])
+        drafts = stages.teach(place, round, me, after=[indexed, began])
+        hand(drafts, *drafts.facts)
+        screened = stages.screen(place, round, me, after=[indexed, drafts])
+        hand(screened, *screened.facts)
+
+        others = [at.handed_as(other, stage_name("screen", round, other)) for other in run.silos if other != me]
+        if not exchange.has(*others):
+            return others
+        received = receive(place, round, me, after=[screened])
+        voted = stages.vote(place, round, me, after=[indexed, received])
+        hand(voted, "votes")
+        before = certified = stages.certify(place, round, me, after=[screened, voted])
+        if formal_claim:
+            hand(certified, "epsilon")
+            continue  # figures of overlap are not protected by it, and stay
+        if not exchange.has(at.lessons(round)):
+            return [at.lessons(round)]
+        chosen = receive_chosen(place, round, me, after=[certified])
+        hand(stages.audit_silo(place, round, me, after=[indexed, chosen]), "overlap")
+    return []
+
+
+def take_part(silo: Silo, run_id: str) -> None:
+    """Do the silo's part of one run to its end.
+
+    Raises:
+        UserError: as `advance`, or there was no news for `federation.patience_s`.
+        PrivacyError: as `advance`.
+    """
+    exchange = silo.exchange(run_id)
+    awaited = [at.RUN]
+    while awaited:
+        _until(exchange, awaited)
+        awaited = advance(silo, run_id)
+
+
+@flow(name="silo", persist_result=False, log_prints=False, retries=0)
+def advance_flow(home: str, run_id: str) -> list[str]:
+    """`advance`, where no server began it."""
+    return advance(Silo.open(Path(home)), run_id)
+
+
+def work(silo: Silo, only: str | None, say: Callable[[str], None]) -> None:
+    """Take part in the exchange's runs that name this silo, as they come, until interrupted; or in one, to its end.
+
+    Args:
+        silo: The silo.
+        only: A run's id; None: all.
+        say: Told what was refused.
+
+    Raises:
+        UserError: as `take_part`, for one run.
+        PrivacyError: as `take_part`, for one run.
+    """
+    awaited: dict[str, list[str]] = {only: [at.RUN]} if only else {}
+    while True:
+        if only is None:
+            for run_id in at.runs_at(silo.config.exchange):
+                awaited.setdefault(run_id, [at.RUN] if _asked(silo, run_id) else [])
+        for run_id, names in awaited.items():
+            if not names or not silo.exchange(run_id).has(*names):
+                continue
+            try:
+                awaited[run_id] = advance_flow(str(silo.home), run_id)
+            except (UserError, PrivacyError) as error:
+                if only:
+                    raise
+                say(f"{run_id}: {error}")
+                awaited[run_id] = []
+            if not awaited[run_id]:
+                say(f"{run_id}: this silo's part has ended")
+        if only and not awaited[only]:
+            return
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _here(run: Run) -> Silo:
+    return Silo.open(run.dir.root.parents[1])
+
+
+def _until(exchange: Exchange, names: list[str]) -> None:
+    said = exchange.get_json(at.RUN)
+    patience_s = said["recipe"]["federation"]["patience_s"] if said else _FIRST_WORD_S
+    until = time.monotonic() + patience_s
+    while not exchange.has(*names):
+        if time.monotonic() > until:
+            raise UserError(
+                f"the run has not gone on within {patience_s} s", file=exchange.run_id,
+                remedy="is it still running? It calls this silo when it is resumed",
+            )  # fmt: skip
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _asked(silo: Silo, run_id: str) -> bool:
+    said = silo.exchange(run_id).get_json(at.RUN) or {}
+    try:
+        return silo.config.name in said["recipe"]["federation"]["silos"]
+    except (KeyError, TypeError):
+        return False
+
+
+def _planted(silo: Silo, run_id: str) -> list[PrivateRecord]:
+    sealed = silo.exchange(run_id).get(at.sealed(silo.config.name))
+    if sealed is None:
+        return []
+    found = parse_records(silo.sealing.open(sealed, at.about_planted(run_id, silo.config.name)))
+    return [PrivateRecord(f"planted-{secrets.token_hex(8)}", one.text, one.completion, one.source) for one in found]
+
+
+def _federation(recipe: Recipe) -> FederationConfig:
+    if recipe.federation is None:
+        raise UserError("this recipe has no silos elsewhere", key="federation", remedy="ask whoever runs it")
+    return recipe.federation
+
+
+def _owner_column(config: SiloConfig) -> str | None:
+    return config.records.columns.owner if isinstance(config.records, FileData) else None
+
+
+def _more(silo: Silo, found: str, key: str, remedy: str) -> UserError:
+    return UserError(f"the recipe {found}", file=f"silo.yaml of {silo.config.name}", key=key, remedy=remedy)
+
+
+def _settings(name: str, exchange: str, records: Path, epsilon: float | None) -> str:
+    shown = json.dumps
+    return f"""# What this silo agrees to. No recipe can ask for more: what it asks for is checked against this, here.
+name: {shown(name)}
+
+# Where recipes lie and lessons go: a folder, or object storage (s3://bucket/folder).
+exchange: {shown(exchange)}
+
+# Private, and never leaves. `columns:` says which is which where they are not called text and label.
+records: {{source: files, path: {shown(str(records))}}}
+
+# The most that all runs together may give away about one unit. null: screened lessons may leave, with no such bound.
+epsilon: {"null" if epsilon is None else f"{epsilon:g}"}
+
+# record, or owner: then records.columns.owner names the column that says whose a record is.
+unit: record
+"""
+
+
+_KEY, _SEALING_KEY = "vault/key.pem", "vault/sealing-key.pem"
+_FIRST_WORD_S = 600
+"""How long a run may take to open itself to its silos after it has called them."""

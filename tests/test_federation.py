@@ -1,0 +1,425 @@
+"""Silos at places of their own: real processes that teach there, an exchange between, and nothing private in it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PREFECT_HOME
+from drive import drive, printed, start
+from hypothesis import given
+from hypothesis import strategies as st
+from small_run import call, files_below, recipe_for, write_recipe
+
+from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.load import load_recipe, parse_recipe
+from tutelage.configs.store import canonical_json, file_digest
+from tutelage.flows import layout
+from tutelage.flows.budget import accounts, recompute_run
+from tutelage.flows.federation import exchange as at
+from tutelage.flows.federation.exchange import Exchange
+from tutelage.flows.federation.silo import Silo, advance, agreed, create
+from tutelage.flows.stage import open_run
+from tutelage.flows.verify import verify_run
+from tutelage.privacy import canaries, handed
+from tutelage.privacy.handed import Handed
+from tutelage.privacy.keys import SealingKey, SiloKey, seal
+
+NAMES = ("north", "south")
+PRIVATE = {"mechanism": "private_prediction", "epsilon": 4.0, "batch_units": 6, "brackets": []}
+FORMAL: dict[str, Any] = {
+    "privacy": PRIVATE,
+    "gate": {"rules": [{"metric": "epsilon.claimed", "op": "<=", "value": 4}]},
+}
+
+
+def places(folder: Path, mails: Path, model: Path, exchange: str, epsilon: float | None, **changes: Any) -> Path:
+    """A recipe with records of its own, and a folder for each of two silos with theirs; the recipe's path."""
+    rows = mails.read_text().splitlines(keepends=True)
+    silos = {}
+    for number, name in enumerate(NAMES):
+        records = folder / f"{name}.jsonl"
+        records.write_text("".join(rows[number * 100 : number * 100 + 100]))
+        made = create(folder / name, name, exchange, records, epsilon)
+        settings = folder / name / "silo.yaml"
+        settings.write_text(settings.read_text() + "screen: {check_texts: 4, min_words: 1}\n")
+        silos[name] = {"signing": made.key.public_hex, "sealing": made.sealing.public_hex}
+    own = folder / "own.jsonl"
+    own.write_text("".join(rows[200:]))
+    recipe = recipe_for(own, model)
+    del recipe["data"]["silos"]
+    recipe["measure"]["originals"] = False
+    recipe["screen"]["min_words"] = 1
+    if epsilon is not None:
+        recipe["teach"] = {"model": str(model), "prompts_per_label": 4, "max_new_tokens": 12, "batch_rows": 8}
+    recipe["federation"] = {"exchange": exchange, "silos": silos, "patience_s": 400}
+    return write_recipe(folder, {**recipe, **changes})
+
+
+def secrets_of(mails: tuple[Path, list[str]], name: str) -> list[bytes]:
+    """The strings that only this silo's records hold."""
+    number = NAMES.index(name)
+    mine = "".join(mails[0].read_text().splitlines(keepends=True)[number * 100 : number * 100 + 100])
+    return [secret.encode() for secret in mails[1] if secret in mine]
+
+
+@pytest.fixture(scope="module")
+def federated(
+    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A round at ε = 4 with two silos in processes of their own, one killed while it teaches; and what was said."""
+    folder = tmp_path_factory.mktemp("federated")
+    exchange = folder / "exchange"
+    exchange.mkdir()
+    recipe = places(folder, mails[0], tiny_model, str(exchange), 4.0, **FORMAL)
+    run = start("own", "run", str(recipe), "--run-dir", str(folder / "here" / "run"), output=folder / "said")
+    work = {name: start("own", "silo", "work", str(folder / name), output=folder / f"{name}.log") for name in NAMES}
+    try:
+        for line in printed(work["north"], folder / "north.log"):
+            if line.split() == ["round-1/teach-north", "..."]:
+                while work["north"].is_alive() and not list((folder / "north").rglob("written.jsonl")):
+                    work["north"].join(0.002)
+                work["north"].kill()
+        work["north"].join()
+        assert work["north"].exitcode == -signal.SIGKILL
+        work["north"] = start("own", "silo", "work", str(folder / "north"), output=folder / "north-2.log")
+        run.join(500)
+        said = (folder / "said").read_text()
+        assert run.exitcode == 0, said + (folder / "north-2.log").read_text() + (folder / "south.log").read_text()
+    finally:
+        for process in (run, *work.values()):
+            process.kill()
+    return folder, said
+
+
+# ---- a run whose silos are elsewhere ------------------------------------------------------------------------------
+
+
+def test_its_report_is_as_if_the_silos_were_here(federated: tuple[Path, str]) -> None:
+    folder, said = federated
+    run = open_run(folder / "here" / "run")
+    report = layout.report(run, 1)
+    assert [one.silo for one in report.silos] == list(NAMES)
+    assert all(one.released > 0 for one in report.silos)
+    assert report.decision.passed
+    assert {lesson.silo for lesson in layout.all_lessons(run, 1)} == set(NAMES)
+    assert [one.silo for one in report.certificates] == list(NAMES)
+    assert all(3.9 < one.epsilon <= 4 for one in report.certificates)
+    assert "waits for silo" in said
+    assert not verify_run(run.dir.root).findings
+    handed_out = at.Exchange(str(folder / "exchange"), run.id)
+    assert handed_out.get("release/round-1/report.json") == layout.public_report_path(run, 1).read_bytes()
+
+
+def test_each_silo_keeps_its_own_log_and_ledger(federated: tuple[Path, str]) -> None:
+    folder, _ = federated
+    for name in NAMES:
+        [root] = (folder / name / "runs").iterdir()
+        assert not verify_run(root).findings
+        [account] = accounts(folder / name / "ledgers")
+        assert account["budget"] == 4
+        assert 3.9 < account["spent"] <= 4, "the killed attempt's reservation was gone on with, not made again"
+    assert not list((folder / "here").rglob("*.tags")), "there is no ledger where no record is"
+
+
+def test_certificates_hold_without_the_silos_ledgers_and_with_them(federated: tuple[Path, str]) -> None:
+    folder, _ = federated
+    for row in recompute_run(open_run(folder / "here" / "run")):
+        assert row["problems"] == []
+        assert row["claimed"] == pytest.approx(row["recomputed"], rel=0.01)
+    [root] = (folder / "north" / "runs").iterdir()
+    assert [row["problems"] for row in recompute_run(open_run(root)) if row["silo"] == "north"] == [[]]
+
+
+def test_nothing_private_leaves_a_silo(federated: tuple[Path, str], mails: tuple[Path, list[str]]) -> None:
+    folder, _ = federated
+    for name in NAMES:
+        planted = secrets_of(mails, name)
+        inside = b"".join(path.read_bytes() for path in files_below(folder / name / "runs"))
+        assert sum(secret in inside for secret in planted) > 10, "they must be there for this to mean anything"
+        others = [folder / other for other in NAMES if other != name]
+        searched = [path for place in (folder / "exchange", folder / "here", *others, PREFECT_HOME)
+                    for path in files_below(place)]  # fmt: skip
+        searched += [*folder.glob("*.log"), folder / "said"]
+        for path in searched:
+            content = path.read_bytes()
+            assert not [secret for secret in planted if secret in content], path
+
+
+def test_what_is_planted_is_sealed_on_its_way(federated: tuple[Path, str]) -> None:
+    folder, _ = federated
+    run = open_run(folder / "here" / "run")
+    planted = [one for one in canaries.read_canaries(layout.evaluation_path(run, "canaries")) if one.member]
+    exchange = b"".join(path.read_bytes() for path in files_below(folder / "exchange"))
+    for name in NAMES:
+        [root] = (folder / name / "runs").iterdir()
+        records = layout.records_path(open_run(root), name).read_text()
+        mine = [one.secret for one in planted if one.silo == name]
+        assert all(secret in records for secret in mine)
+        assert not [secret for secret in mine if secret.encode() in exchange]
+        others = [one.secret for one in planted if one.silo != name]
+        assert not [secret for secret in others if secret in records]
+
+
+# ---- what a silo agrees to ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path) -> Path:
+    """A formal recipe and two silos' folders, nothing run."""
+    return places(tmp_path, mails[0], tiny_model, str(tmp_path / "exchange"), 4.0, **FORMAL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"privacy": {**PRIVATE, "epsilon": 4.5}}, "ε of 4.5"),
+        ({"privacy": {"mechanism": "screened"}}, "promises no ε"),
+        ({"privacy": {**PRIVATE, "label_counts": "public"}}, "label counts"),
+        ({"privacy": {**PRIVATE, "unit": "owner"}}, "records.columns.owner"),
+    ],
+)
+def test_a_recipe_that_asks_for_more_is_refused(made: Path, changes: dict[str, Any], said: str) -> None:
+    recipe = {**yaml.safe_load(made.read_text()), **changes}
+    if "teach" in recipe and changes["privacy"]["mechanism"] == "screened":
+        recipe["teach"] = {"model": recipe["teach"]["model"]}
+    silo = Silo.open(made.parent / "north")
+    with pytest.raises(UserError, match=said):
+        agreed(silo, parse_recipe(recipe))
+
+
+def test_a_silo_runs_a_recipe_on_its_own_terms(made: Path, tiny_model: Path) -> None:
+    silo = Silo.open(made.parent / "north")
+    asked = load_recipe(made, ("privacy.epsilon=2", "privacy.budget=100", "screen.max_jaccard=1"))
+    here = agreed(silo, asked)
+    assert here.formal is not None
+    assert (here.formal.epsilon, here.formal.budget, here.formal.ledgers) == (2, 4, made.parent / "north" / "ledgers")
+    assert here.screen == silo.config.screen
+    assert here.data.records == silo.config.records
+
+
+def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
+    other = create(made.parent / "other", "north", str(made.parent / "exchange"), made.parent / "north.jsonl", 4.0)
+    with pytest.raises(UserError, match="public keys"):
+        agreed(other, load_recipe(made))
+
+
+def test_a_refusal_reaches_the_run(made: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "north" / "silo.yaml"
+    settings.write_text(settings.read_text().replace("epsilon: 4", "epsilon: 1"))
+    run = start("own", "run", str(made), "--run-dir", str(tmp_path / "run"), output=tmp_path / "said")
+    code, said = 0, ""
+    try:
+        while not at.runs_at(str(tmp_path / "exchange")) and run.is_alive():
+            run.join(0.1)
+        [run_id] = at.runs_at(str(tmp_path / "exchange"))
+        code, said = drive("own", "silo", "work", str(tmp_path / "north"), run_id, output=tmp_path / "north.log")
+        run.join(60)
+    finally:
+        run.kill()
+    assert code == 2
+    assert "ε of 4, more than this silo's 1" in said
+    assert run.exitcode == 2
+    assert "silo north stopped: the recipe asks for an ε of 4" in (tmp_path / "said").read_text()
+    assert not (tmp_path / "north" / "runs").exists(), "nothing was read"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("measure.originals=true", "originals"),
+        ("privacy.brackets=[0]", "brackets"),
+        ("gate.rules=[{metric: overlap.longest_run_max, op: '<=', value: 12}]", "overlap"),
+        ("federation.silos.north.signing=abc", "pattern"),
+    ],
+)
+def test_recipes_that_cannot_be_kept_are_refused(made: Path, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe(made, (override,))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("screen: {compare: false}", "word for word"),
+        ("unit: owner", "twice|names no column"),
+        ("epsilom: 3", "unknown key"),
+    ],
+)
+def test_faulty_settings_are_named(made: Path, line: str, said: str) -> None:
+    settings = made.parent / "north" / "silo.yaml"
+    text = settings.read_text().replace("screen:", "# screen:") if line.startswith("screen") else settings.read_text()
+    settings.write_text(f"{text}{line}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        Silo.open(made.parent / "north")
+    assert str(settings) in str(caught.value)
+
+
+def test_a_silos_folder_is_made_once_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("silo", "init", str(tmp_path / "a"), "--name", "a", "--exchange", "x", "--records", "r.jsonl")
+    assert call(monkeypatch, *asked, "--epsilon", "3") == 0
+    printed_keys = capsys.readouterr().out
+    assert call(monkeypatch, "silo", "keys", str(tmp_path / "a")) == 0
+    assert capsys.readouterr().out == printed_keys
+    silo = Silo.open(tmp_path / "a")
+    assert yaml.safe_load(printed_keys) == {"a": {"signing": silo.key.public_hex, "sealing": silo.sealing.public_hex}}
+    assert (tmp_path / "a" / "vault").stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files_below(tmp_path / "a"))
+    assert call(monkeypatch, *asked) == 2
+    assert "there is a silo already" in capsys.readouterr().err
+    assert Silo.open(tmp_path / "a").key.public_hex == silo.key.public_hex
+
+
+# ---- what passes the exchange --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["disk", "s3"])
+def exchange(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange]:
+    if request.param == "disk":
+        yield Exchange(str(tmp_path / "exchange"), "run-1")
+        return
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield Exchange(f"s3://{bucket}/exchange", "run-1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def a_manifest(root: Path) -> dict[str, Any]:
+    path = root / "release" / "round-1" / "silos" / "north.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("lessons\n")
+    private = root / "vault" / "drafts.jsonl"
+    files = {path.relative_to(root).as_posix(): file_digest(path), private.relative_to(root).as_posix(): "0" * 64}
+    return {"stage": "round-1/screen-north", "files": files, "facts": {"released": 3, "secret": 1}}
+
+
+def test_what_is_handed_over_is_taken_and_checked(exchange: Exchange, tmp_path: Path) -> None:
+    key = SiloKey.create(tmp_path / "vault" / "key.pem")
+    keys, manifest = {"north": key.public_hex}, a_manifest(tmp_path)
+    stage, name = manifest["stage"], "release/round-1/silos/north.jsonl"
+    assert at.runs_at(exchange.address) == []
+    assert exchange.take("north", stage, keys) is None
+    exchange.put_json(at.RUN, {"recipe": {}})
+    assert at.runs_at(exchange.address) == ["run-1"]
+    exchange.hand("north", key, tmp_path, manifest, {"released": 3})
+    found = exchange.take("north", stage, keys)
+    assert found is not None
+    assert (found.facts, list(found.files)) == ({"released": 3}, [name]), "no more than was named, nothing of the vault"
+    assert exchange.fetch(found, name, tmp_path / "there").read_text() == "lessons\n"
+
+    with pytest.raises(PrivacyError, match="not signed"):
+        exchange.take("north", stage, {"north": SiloKey.create(tmp_path / "vault" / "other.pem").public_hex})
+    exchange.put(f"from/north/{name}", b"others\n")
+    with pytest.raises(PrivacyError, match="not what it signed"):
+        exchange.fetch(found, name, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    with pytest.raises(PrivacyError, match="missing"):
+        exchange.fetch(found, "release/round-1/certificates/north.json", tmp_path / "there")
+    # One stage's statement in the place of another's.
+    exchange.put("from/north/round-2/screen-north.json", exchange.get("from/north/round-1/screen-north.json") or b"")
+    with pytest.raises(PrivacyError, match="another run, silo or stage"):
+        exchange.take("north", "round-2/screen-north", keys)
+
+
+def test_a_refusal_is_signed_and_can_be_taken_back(exchange: Exchange, tmp_path: Path) -> None:
+    key = SiloKey.create(tmp_path / "vault" / "key.pem")
+    keys = {"north": key.public_hex}
+    assert exchange.refused("north", keys) is None
+    exchange.refuse("north", key, "too much", "ask for less")
+    said = exchange.refused("north", keys)
+    assert said is not None
+    assert (str(said), said.remedy) == ("silo north stopped: too much", "ask for less")
+    exchange.go_on("north", key)
+    assert exchange.refused("north", keys) is None
+
+
+def test_an_exchange_that_is_not_there_is_named_without_credentials(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be used"):
+        Exchange(str(tmp_path / "file"), "run-1").put("x", b"")
+    with pytest.raises(UserError, match="exchange") as caught:
+        Exchange("nosuch://user:zqword@host/x", "run-1").get("x")
+    assert "zqword" not in str(caught.value)
+
+
+def test_a_run_that_is_not_open_yet_is_waited_for(made: Path) -> None:
+    assert advance(Silo.open(made.parent / "north"), "small-1") == [at.RUN]
+
+
+STATEMENT = Handed(
+    run_id="r", silo="north", stage="round-1/vote-north", facts={"votes": {"a": 1}}, files={}, signature=""
+)
+
+
+@given(data=st.data())
+def test_no_field_of_a_statement_can_be_changed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    key = SiloKey.create(tmp_path_factory.mktemp("key") / "vault" / "key.pem")
+    signed = handed.sign(STATEMENT, key)
+    expected = {"run_id": "r", "silo": "north", "stage": "round-1/vote-north"}
+    keys = {"north": key.public_hex}
+    assert handed.verify(signed, public_keys=keys, **expected).facts == STATEMENT.facts
+    place = data.draw(st.integers(0, 8 * len(signed) - 1))
+    flipped = bytearray(signed)
+    flipped[place // 8] ^= 1 << place % 8
+    try:
+        found = handed.verify(bytes(flipped), public_keys=keys, **expected)
+    except PrivacyError:
+        return
+    assert found == handed.verify(signed, public_keys=keys, **expected), "only how it is written may have changed"
+
+
+def test_a_lessons_signature_is_no_statements(tmp_path: Path) -> None:
+    key = SiloKey.create(tmp_path / "vault" / "key.pem")
+    fields = {**STATEMENT.model_dump(), "signature": None}
+    forged = {**fields, "signature": key.sign(canonical_json(fields).encode()).hex()}
+    with pytest.raises(PrivacyError):
+        handed.verify(json.dumps(forged).encode(), run_id="r", silo="north", stage="round-1/vote-north",
+                      public_keys={"north": key.public_hex})  # fmt: skip
+
+
+@given(st.binary(max_size=200), st.text(max_size=20), st.integers(0, 10_000))
+def test_only_the_key_it_was_sealed_to_opens_it(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, about: str, place: int
+) -> None:
+    folder = tmp_path_factory.mktemp("keys") / "vault"
+    mine, other = SealingKey.create(folder / "mine.pem"), SealingKey.create(folder / "other.pem")
+    sealed = seal(content, mine.public_hex, about)
+    assert SealingKey.load(folder / "mine.pem").open(sealed, about) == content
+    changed = bytearray(sealed)
+    changed[place % len(changed)] ^= 1
+    for key, data, what in ((other, sealed, about), (mine, sealed, about + "x"), (mine, bytes(changed), about)):
+        with pytest.raises(PrivacyError):
+            key.open(data, what)
+
+
+def test_keys_of_one_kind_are_not_taken_for_the_other(tmp_path: Path) -> None:
+    SiloKey.create(tmp_path / "vault" / "a.pem")
+    SealingKey.create(tmp_path / "vault" / "b.pem")
+    with pytest.raises(UserError, match="no X25519 key"):
+        SealingKey.load(tmp_path / "vault" / "a.pem")
+    with pytest.raises(UserError, match="no Ed25519 key"):
+        SiloKey.load(tmp_path / "vault" / "b.pem")
+    with pytest.raises(PrivacyError, match="pickled"):
+        __import__("pickle").dumps(SealingKey.load(tmp_path / "vault" / "b.pem"))
+    assert (tmp_path / "vault" / "b.pem").stat().st_mode & 0o777 == 0o600
