@@ -25,6 +25,7 @@ from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import indexed_texts
 from tutelage.privacy.partition import controls, partition
 from tutelage.privacy.pii import Scrubber
+from tutelage.privacy.preferences import preferences
 from tutelage.privacy.release import release, reviewed
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
@@ -170,10 +171,12 @@ def aggregate(run: Run, round: int) -> Done:
     """All rounds' and silos' lessons become the set the student learns from, and one instruction.
 
     What reviewers decided up to now (`tutelage inspect`) holds: rejected lessons are left out, edited ones as edited.
+    The pairs that they make are written where the recipe has the student trained on them.
     """
     recipe, decisions = run.recipe, review.read(layout.review_path(run))
+    released = layout.all_lessons(run, round)
     lessons = reviewed(
-        layout.all_lessons(run, round),
+        released,
         decisions,
         key=layout.run_key(run),
         scrubber=scrubber(recipe.screen),
@@ -190,6 +193,9 @@ def aggregate(run: Run, round: int) -> Done:
     instruction = write_atomic(layout.instruction_path(run, round), wording)
     heeded = "".join(canonical_json(one.model_dump(exclude_none=True)) + "\n" for one in decisions.values())
     files = [path, instruction, write_atomic(layout.heeded_path(run, round), heeded, mode=0o600)]
+    if recipe.student.dpo:
+        pairs, paths = preferences(released, lessons, decisions), layout.preferences_paths(run, round)
+        files += [side.save(path) for side, path in zip((pairs.chosen, pairs.rejected), paths, strict=True)]
     counts = review.counts(decisions)
     return files, {"per_class": per_class, "lessons_digest": file_digest(path), "reviewed": counts}
 
