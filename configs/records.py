@@ -233,6 +233,8 @@ class RoundReport(Frozen):
     lessons_per_class: dict[str, int]
     reviewed: dict[str, int] = Field(default_factory=dict)
     """What reviewers had decided about lessons of earlier rounds when this round chose: verdict -> how many."""
+    preference_pairs: int = Field(0, ge=0)
+    """On how many pairs of lessons that reviewers' decisions make the student was trained after the lessons (DPO)."""
     topics_next: dict[str, float]
     """Share of each class asked for in the next round, from this report's aggregates."""
     metrics: tuple[Metric, ...]

@@ -239,6 +239,16 @@ class AggregateConfig(Section):
     lessons_per_class: int = Field(48, ge=2)
 
 
+class DpoConfig(Section):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) after the lessons, on what reviewers
+    preferred. Guidance: the default rate suits tens of pairs; with hundreds, take a tenth of it."""
+
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """How near the student stays to what the lessons made of it; the higher, the nearer."""
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+
+
 class StudentConfig(Section):
     """The LoRA student. Guidance: rank 8-32, learning rate 1e-4 to 1e-3 for a 135M base."""
 
@@ -263,6 +273,8 @@ class StudentConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 where the processor computes in it, else float32."""
     checkpoint_every_steps: int = Field(20, ge=1)
+    dpo: DpoConfig | None = None
+    """What to do with pairs of lessons that reviewers' decisions make, in a step after the lessons; None: nothing."""
 
 
 class MeasureConfig(Section):

@@ -74,7 +74,7 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         "lessons = load_dataset(FOLDER)  # the folder of this file\n"
         'released = load_dataset(FOLDER, "released")\n'
         "```\n\n"
-        f"{subsets}\n"
+        f"{subsets}{_preferred(report)}\n"
         f"| Column | What it holds |\n|---|---|\n{columns}\n"
         f"## How they were made\n\n"
         f"Each silo's teacher, `{hub_name(recipe.teach.model)}`, wrote texts (kind: {recipe.task.text_noun}) "
@@ -84,6 +84,16 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         f"## Protection\n\n{report.protection}\n\n{_guarantee(report)}"
         f"## Screening\n\nDrafts dropped and spans replaced, by silo.\n\n{_screening(report)}\n"
         f"## Measured\n\n{_measured(report)}"
+    )
+
+
+def _preferred(report: RoundReport) -> str:
+    if not report.preference_pairs:
+        return ""
+    return (
+        "\nAfter the lessons the student was trained on pairs that reviewers' decisions make "
+        f"({report.preference_pairs} in all): lessons in `chosen.jsonl` were preferred to those in `rejected.jsonl` "
+        "that have the same prompt.\n"
     )
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.configs.records import Certificate, RoundReport
+from tutelage.configs.records import Certificate, Lesson, RoundReport
 from tutelage.flows.stage import Run
 from tutelage.privacy import certificate, review
 from tutelage.privacy.custody import KEY, PUBLIC_KEY
 from tutelage.privacy.keys import SiloKey
+from tutelage.privacy.preferences import Preferences
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord, read_records
 
@@ -128,6 +129,11 @@ def lessons_path(run: Run, round: int) -> Path:
     return _released(run, round) / "lessons.jsonl"
 
 
+def preferences_paths(run: Run, round: int) -> tuple[Path, Path]:
+    """The lessons that were chosen and those that were rejected, where reviewers' decisions make pairs of them."""
+    return _released(run, round) / "chosen.jsonl", _released(run, round) / "rejected.jsonl"
+
+
 def review_path(run: Run) -> Path:
     """What people decided about released texts, as they go."""
     return run.dir.root / review.FILE
@@ -160,6 +166,20 @@ def data_card_path(run: Run, round: int) -> Path:
 def lessons(run: Run, round: int) -> LessonSet:
     """The lessons the round's student learns from; every signature is verified."""
     return LessonSet.load(lessons_path(run, round), run.id, public_keys(run))
+
+
+def preferences(run: Run, round: int) -> Preferences | None:
+    """The pairs that the round's student is trained on; every signature is verified. None where it isn't asked for."""
+    if run.recipe.student.dpo is None:
+        return None
+    keys = public_keys(run)
+    return Preferences(*(LessonSet.load(path, run.id, keys) for path in preferences_paths(run, round)))
+
+
+def taught(run: Run, round: int) -> list[Lesson]:
+    """Every lesson that the round's student was trained on, those of pairs among them: some are in it twice."""
+    pairs = preferences(run, round)
+    return [*lessons(run, round), *(pairs.chosen if pairs else ()), *(pairs.rejected if pairs else ())]
 
 
 def all_lessons(run: Run, round: int) -> LessonSet:

@@ -27,6 +27,7 @@ from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.pii import Scrubber
+from tutelage.privacy.preferences import preferences
 from tutelage.privacy.release import release, reviewed
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.sources import load_records
@@ -163,10 +164,12 @@ def aggregate(run: Run, round: int) -> Done:
     """All rounds' and silos' lessons become the set the student learns from, and one instruction.
 
     What reviewers decided up to now (`tutelage inspect`) holds: rejected lessons are left out, edited ones as edited.
+    The pairs that they make are written where the recipe has the student trained on them.
     """
     recipe, decisions = run.recipe, review.read(layout.review_path(run))
+    released = layout.all_lessons(run, round)
     lessons = reviewed(
-        layout.all_lessons(run, round),
+        released,
         decisions,
         key=layout.run_key(run),
         scrubber=scrubber(recipe.screen),
@@ -183,6 +186,9 @@ def aggregate(run: Run, round: int) -> Done:
     instruction = write_atomic(layout.instruction_path(run, round), wording)
     heeded = "".join(canonical_json(one.model_dump(exclude_none=True)) + "\n" for one in decisions.values())
     files = [path, instruction, write_atomic(layout.heeded_path(run, round), heeded, mode=0o600)]
+    if recipe.student.dpo:
+        pairs, paths = preferences(released, lessons, decisions), layout.preferences_paths(run, round)
+        files += [side.save(path) for side, path in zip((pairs.chosen, pairs.rejected), paths, strict=True)]
     counts = review.counts(decisions)
     return files, {"per_class": per_class, "lessons_digest": file_digest(path), "reviewed": counts}
 
@@ -199,8 +205,8 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
         public_completions=labels(recipe),
         embeddings=layout.embeddings(run, silo) if recipe.embeds_records else None,
     )
-    edited = [lesson for lesson in layout.lessons(run, round) if lesson.silo == review.SILO]
-    texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited]]
+    edited = {lesson.id: lesson for lesson in layout.taught(run, round) if lesson.silo == review.SILO}
+    texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited.values()]]
     overlaps = index.measure(texts, meaning=recipe.embeds_records)
     facts: dict[str, Any] = {"overlap": overlap_audit.summarise(overlaps)}
     here = layout.evaluation_path(run, "test")

@@ -46,14 +46,17 @@ UNDEFENDED = (
 _TOPIC_LESSONS = 64
 
 
-@stage(version=2)
+@stage(version=3)
 def learn(run: Run, round: int) -> Done:
-    """Train the student on the lessons. Its adapter stays in the vault until the gate has passed it."""
+    """Train the student on the lessons, then on pairs that reviewers' decisions make, if the recipe asks for it.
+
+    Its adapter stays in the vault until the gate has passed it.
+    """
     recipe = run.recipe
     lessons = layout.lessons(run, round)
     if len(lessons) < 2:
         # Nothing to learn from: no adapter, so every figure of the student is missing and the gate refuses.
-        return [], {"curve": [], "adapter_digest": ""}
+        return [], {"curve": [], "adapter_digest": "", "preference_pairs": 0}
     result = train.train_student(
         lessons,
         instruction=layout.instruction(run, round),
@@ -62,9 +65,14 @@ def learn(run: Run, round: int) -> Done:
         out=layout.adapter_path(run, round),
         config=recipe.student,
         seed=recipe.seed,
+        preferences=layout.preferences(run, round),
     )
-    curve = [point.model_dump() for point in result.curve]
-    return [result.adapter], {"curve": curve, "adapter_digest": publish.adapter_digest(result.adapter)}
+    facts = {
+        "curve": [point.model_dump() for point in result.curve],
+        "adapter_digest": publish.adapter_digest(result.adapter),
+        "preference_pairs": result.preference_pairs,
+    }
+    return [result.adapter], facts
 
 
 @stage(version=1)
@@ -147,7 +155,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
 # ---- gate, report, publish --------------------------------------------------------------------------------------
 
 
-@stage(version=4)
+@stage(version=5)
 def judge_round(run: Run, round: int) -> Done:
     """Apply the gate's rules to everything measured, and write the round's report."""
     recipe = run.recipe
@@ -195,6 +203,7 @@ def judge_round(run: Run, round: int) -> Done:
         silos=tuple(_silo_counts(run, round, silo, records[silo], certified.get(silo)) for silo in run.silos),
         lessons_per_class=aggregated["per_class"],
         reviewed=aggregated["reviewed"],
+        preference_pairs=learned["preference_pairs"],
         topics_next=run.facts(at + "measure")["topics"],
         metrics=tuple(metrics),
         roc=tuple(Curve(**row) for name in attacks for row in run.facts(name)["roc"]),
@@ -277,7 +286,7 @@ def _next_topics(run: Run, round: int, student: Any, tokenizer: Any, instruction
     task = run.recipe.task
     if not isinstance(task, ClassificationTask) or round == run.recipe.rounds:
         return {}
-    used = {lesson.id for lesson in layout.lessons(run, round)}
+    used = {lesson.id for lesson in layout.taught(run, round)}
     spare = [one for one in layout.all_lessons(run, round).examples() if one.id not in used]
     spare = balanced(spare, _TOPIC_LESSONS // len(task.labels), run.recipe.seed)
     guesses = evaluate.classify(

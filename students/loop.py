@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ _CURVE_EVERY_STEPS = 5
 _CHUNK_BATCHES = 16
 """Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to stay random."""
 _MAX_GRADIENT_NORM = 1.0
+_PADDING = -100
+"""In place of a token id where a row has no token."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,20 @@ class State:
         self.losses = []
 
 
-class Trainer:
-    """A model with everything that changes while it is trained."""
+AnyRow = TypeVar("AnyRow", bound=Row)
 
-    def __init__(self, model: Any, pad: int, rows: list[Row], config: StudentConfig, seed: int) -> None:
+
+class Trainer(Generic[AnyRow]):
+    """A model with everything that changes while it is trained; its loss is the completions' (see students/dpo.py)."""
+
+    name = "student"
+    """On the progress bar."""
+    rate = "student.learning_rate"
+    """The recipe's key of the learning rate."""
+    dropout = True
+    """Whether the recipe's dropout holds."""
+
+    def __init__(self, model: Any, pad: int, rows: list[AnyRow], config: StudentConfig, seed: int) -> None:
         import torch
         from transformers import get_cosine_schedule_with_warmup
 
@@ -89,9 +101,9 @@ class Trainer:
         self._resume(checkpoint, key)
         state = self.state
         bar = tqdm(
-            total=self.steps, initial=state.step, desc="student", unit="step", disable=None if progress else True
+            total=self.steps, initial=state.step, desc=self.name, unit="step", disable=None if progress else True
         )
-        batches: list[list[Row]] = []
+        batches: list[list[AnyRow]] = []
         while state.step < self.steps and state.waited < self.config.patience_epochs:
             epoch, place = divmod(state.step, self.steps_per_epoch)
             if place == 0 or not batches:
@@ -105,11 +117,11 @@ class Trainer:
             elif state.step % _CURVE_EVERY_STEPS == 0:
                 state.point(None)
             if state.step % self.config.checkpoint_every_steps == 0:
-                self._save(checkpoint, key)
+                self.save(checkpoint, key)
         bar.close()
         _load(self.trained, state.kept)
 
-    def _batches(self, epoch: int) -> list[list[Row]]:
+    def _batches(self, epoch: int) -> list[list[AnyRow]]:
         """An epoch's batches: rows shuffled, sorted by length within chunks, the batches shuffled again."""
         chance = random.Random(f"{self.seed}/{epoch}")
         rows = list(self.train_rows)
@@ -122,14 +134,14 @@ class Trainer:
         chance.shuffle(batches)
         return batches
 
-    def _step(self, batch: list[Row]) -> float:
-        """One optimizer step; returns the mean loss per completion token, in nats."""
+    def _step(self, batch: Sequence[AnyRow]) -> float:
+        """One optimizer step; returns the loss."""
         import torch
 
-        self.model.train()
+        self.model.train(self.dropout)
         loss = self._loss(batch)
         if not bool(torch.isfinite(loss)):
-            raise RuntimeError(f"training diverged at step {self.state.step}; lower student.learning_rate")
+            raise RuntimeError(f"training diverged at step {self.state.step}; lower {self.rate}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
@@ -137,7 +149,16 @@ class Trainer:
         self.optimizer.zero_grad()
         return float(loss.detach())
 
-    def _loss(self, batch: list[Row]) -> torch.Tensor:
+    def _loss(self, batch: Sequence[AnyRow]) -> torch.Tensor:
+        """The mean loss per completion token, in nats."""
+        return self._nll(batch, "mean")
+
+    def _nll(self, batch: Sequence[Row], reduction: Literal["mean", "none"]) -> torch.Tensor:
+        """Negative log-likelihood of the completions' tokens, in nats, in float32.
+
+        Returns:
+            The mean over all tokens, or (rows, tokens of the longest completion) with 0 before shorter completions.
+        """
         import torch
 
         # What all prompts begin with goes through the model once per batch; gradients flow back through its cache.
@@ -145,10 +166,14 @@ class Trainer:
         fed = [(row.prompt[prefix.length :] + row.completion)[:-1] for row in batch]
         keep = max(len(row.completion) for row in batch)
         logits, _, _ = score.run_rows(self.model, self.pad, fed, prefix, keep)
-        targets = [[-100] * (keep - len(row.completion)) + row.completion for row in batch]
-        return torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), torch.tensor(targets, device=logits.device).flatten()
+        targets = [[_PADDING] * (keep - len(row.completion)) + row.completion for row in batch]
+        nll = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            torch.tensor(targets, device=logits.device).flatten(),
+            ignore_index=_PADDING,
+            reduction=reduction,
         )
+        return nll if reduction == "mean" else nll.reshape(len(batch), keep)
 
     def _end_epoch(self) -> None:
         state, nll = self.state, self._heldback_nll()
@@ -170,7 +195,8 @@ class Trainer:
         scored = score.score_ids(self.model, self.pad, prompts, completions, 2 * self.config.batch_rows)
         return [float(-row.sum()) for row in scored]
 
-    def _save(self, checkpoint: Path, key: str) -> None:
+    def save(self, checkpoint: Path, key: str) -> None:
+        """Write down where it stands, for `run` to go on from."""
         import torch
 
         stream = io.BytesIO()

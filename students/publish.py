@@ -128,7 +128,7 @@ def model_card(name: str, report: RoundReport, base_name: str, approval: Approva
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n{_warning(report.override)}"
         f"A LoRA adapter for `{base_name}`, trained on synthetic lessons written by the teachers of "
         f"{len(report.silos)} silos (recipe `{report.recipe_name}`, run `{report.run_id}`, round {report.round}). "
-        "It was trained on no original record.\n\n"
+        f"{_preferred(report)}It was trained on no original record.\n\n"
         f"**Protection.** {report.protection}\n\n"
         f"## Use\n\nGive it this system prompt, the one it was trained with:\n\n{_quoted(report.instruction)}\n\n"
         f"{_USE.replace('INSTRUCTION', json.dumps(report.instruction))}\n"
@@ -186,6 +186,15 @@ def _warning(override: Override | None) -> str:
     return (
         "> **This student was refused by its gate and published all the same**, "
         f"by {_one_line(override.by)}, who gives this reason:\n>\n{_quoted(override.reason)}\n\n"
+    )
+
+
+def _preferred(report: RoundReport) -> str:
+    if not report.preference_pairs:
+        return ""
+    return (
+        "After the lessons it was trained by direct preference optimisation (arXiv:2305.18290) on pairs of a chosen "
+        f"and a rejected lesson that reviewers' decisions make ({report.preference_pairs} in all). "
     )
 
 

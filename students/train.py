@@ -2,6 +2,7 @@
 
 A compact loop of its own: it repeats bit for bit under its seed, a killed run picks up at its last checkpoint and
 ends in the same adapter, and nothing is handed over before a probe has seen that the weights moved and load again.
+Where the recipe asks for it, the same adapter then learns what reviewers preferred (students/dpo.py).
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import canonical_json, digest
 from tutelage.privacy.vault import PrivateRecord, inside_vault
 from tutelage.students import chat
+from tutelage.students.dpo import Pair, PreferenceTrainer
 from tutelage.students.loop import Row, Trainer, copied
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tutelage.privacy.preferences import Preferences
     from tutelage.privacy.release import LessonSet
 
 MIN_LESSONS = 2
@@ -37,11 +40,13 @@ MIN_LESSONS = 2
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained adapter's folder, its losses, and the step whose weights were kept."""
+    """A trained adapter's folder, its losses on lessons, and the step there whose weights were kept."""
 
     adapter: Path
     curve: tuple[CurvePoint, ...]
     kept_step: int
+    preference_pairs: int = 0
+    """How many pairs it was trained on afterwards."""
 
 
 def train_student(
@@ -53,31 +58,36 @@ def train_student(
     out: Path,
     config: StudentConfig,
     seed: int,
+    preferences: Preferences | None = None,
     progress: bool = True,
 ) -> TrainResult:
-    """Train a student on released lessons.
+    """Train a student on released lessons, then on reviewers' preferences.
 
     Args:
         lessons: Verified lessons; those that are instructions aren't trained on.
         instruction: The system prompt, as the student will meet it later.
         base: Folder of the base model with its tokenizer and chat template.
         base_name: The base's public name, written into the adapter's config in place of the folder.
-        out: The adapter's folder; replaced if it exists. The checkpoint lies beside it until the end.
+        out: The adapter's folder; replaced if it exists. Checkpoints lie beside it until the end.
         config: The recipe's student section.
         seed: Seeds initial weights, order, dropout and the held-back split.
+        preferences: Pairs of lessons, used where `config.dpo` is set.
         progress: Whether to show a bar, if standard error is a terminal.
 
     Raises:
-        PrivacyError: `lessons` is not a `LessonSet`.
+        PrivacyError: `lessons` is not a `LessonSet`, or `preferences` are no `Preferences`.
         UserError: there is nothing to train on, or a row can't be cut to `config.max_tokens`.
         RuntimeError: the probe failed.
     """
+    from tutelage.privacy.preferences import Preferences
     from tutelage.privacy.release import LessonSet
 
     if not isinstance(lessons, LessonSet):
         raise PrivacyError("a student is trained on a verified lesson set only")
-    examples = lessons.examples()
-    return _fit(examples, instruction, base, out, config, seed, progress, base_name)
+    if preferences is not None and not isinstance(preferences, Preferences):
+        raise PrivacyError("a student is trained on pairs of verified lessons only")
+    pairs = preferences.pairs() if preferences and config.dpo else []
+    return _fit(lessons.examples(), instruction, base, out, config, seed, progress, base_name, pairs)
 
 
 def train_upper_line(
@@ -93,7 +103,7 @@ def train_upper_line(
 ) -> TrainResult:
     """Train the reference student on original records: what no screening would give. It never leaves the vault.
 
-    Args and errors are those of `train_student`.
+    Args and errors are those of `train_student`. Nobody reviews records, so there are no preferences.
 
     Raises:
         PrivacyError: `out` is not inside a `vault` folder.
@@ -129,6 +139,7 @@ def _fit(
     seed: int,
     progress: bool,
     base_name: str,
+    pairs: Sequence[tuple[Example, Example]] = (),
 ) -> TrainResult:
     if len(examples) < MIN_LESSONS:
         raise UserError(
@@ -136,22 +147,31 @@ def _fit(
             key="aggregate.lessons_per_class",
             remedy="look in the report's counts at why drafts were dropped",
         )
-    inputs = [example.model_dump() for example in examples]
+    inputs = [example.model_dump() for example in [*examples, *(one for pair in pairs for one in pair)]]
     key = digest([inputs, instruction, base_name, str(base.resolve()), config.model_dump(mode="json"), seed])
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint, second = (out.with_name(f"{out.name}.{kind}") for kind in ("checkpoint", "dpo-checkpoint"))
     with _repeatable(seed):
         model, tokenizer = load_model(base, config.dtype)
         rows = [_encode(tokenizer, example, instruction, config.max_tokens) for example in examples]
         adapted = _adapt(model, config)
-        trainer = Trainer(adapted, chat.pad_id(tokenizer), rows, config, seed)
+        pad = chat.pad_id(tokenizer)
+        trainer = Trainer(adapted, pad, rows, config, seed)
         before = copied(trainer.trained)
         trainer.run(checkpoint, key, progress)
-        _check_moved(before, trainer.trained)
+        _check_moved(before, trainer)
+        if pairs and config.dpo:
+            trainer.save(checkpoint, key)  # a run that is killed from now on has no lesson to learn again
+            encoded = [_encode_pair(tokenizer, *pair, instruction, config.max_tokens) for pair in pairs]
+            before = copied(trainer.trained)
+            tuner = PreferenceTrainer(adapted, pad, encoded, config, config.dpo, seed)
+            tuner.run(second, key, progress)
+            _check_moved(before, tuner)
         _save_adapter(adapted, out, base_name)
         _check_reloads(adapted, base, out, config.dtype, rows[0])
     checkpoint.unlink(missing_ok=True)
+    second.unlink(missing_ok=True)
     curve = tuple(CurvePoint(**point) for point in trainer.state.curve)
-    return TrainResult(out, curve, trainer.state.kept_step)
+    return TrainResult(out, curve, trainer.state.kept_step, len(pairs))
 
 
 @contextlib.contextmanager
@@ -199,12 +219,26 @@ def _adapt(model: PreTrainedModel, config: StudentConfig) -> Any:
 def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, instruction: str | None, max_tokens: int) -> Row:
     """An example as token ids, its prompt text cut in the middle until the row fits."""
     completion = chat.completion_ids(tokenizer, example.completion, end_of_turn=True)
-    text, kept = example.prompt, len(example.prompt)
+    return Row(_prompt_ids(tokenizer, example.prompt, instruction, max_tokens - len(completion)), completion)
+
+
+def _encode_pair(
+    tokenizer: PreTrainedTokenizerBase, chosen: Example, rejected: Example, instruction: str | None, max_tokens: int
+) -> Pair:
+    """A pair as token ids, its one prompt cut until the longer of the rows fits."""
+    better, worse = (chat.completion_ids(tokenizer, one.completion, end_of_turn=True) for one in (chosen, rejected))
+    longer = max(len(better), len(worse))
+    return Pair(_prompt_ids(tokenizer, chosen.prompt, instruction, max_tokens - longer), better, worse)
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, whole: str, instruction: str | None, max_tokens: int) -> list[int]:
+    """A prompt as token ids, its text cut in the middle until it fits."""
+    text, kept = whole, len(whole)
     while True:
         prompt = chat.prompt_ids(tokenizer, chat.prompt_messages(text, instruction))
-        excess = len(prompt) + len(completion) - max_tokens
+        excess = len(prompt) - max_tokens
         if excess <= 0:
-            return Row(prompt, completion)
+            return prompt
         if kept == 0:
             raise UserError(
                 "instruction and completion alone are longer than a row may be",
@@ -213,7 +247,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, instruction: s
             )
         # A token is at least one character in ordinary text, so this never cuts more than needed by much.
         kept = max(0, kept - excess)
-        text = example.prompt[: (kept + 1) // 2] + " ... " + example.prompt[len(example.prompt) - kept // 2 :]
+        text = whole[: (kept + 1) // 2] + " ... " + whole[len(whole) - kept // 2 :]
 
 
 def _save_adapter(model: Any, out: Path, base_name: str) -> None:
@@ -233,13 +267,13 @@ def _save_adapter(model: Any, out: Path, base_name: str) -> None:
         staged.replace(out)
 
 
-def _check_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+def _check_moved(before: dict[str, torch.Tensor], trainer: Trainer[Any]) -> None:
     """Training has been seen to leave LoRA weights untouched while the loss looked normal (opacus #820)."""
     import torch
 
-    for name, weight in after.items():
+    for name, weight in trainer.trained.items():
         if not bool(torch.isfinite(weight).all()):
-            raise RuntimeError(f"training diverged: {name} is not finite; lower student.learning_rate")
+            raise RuntimeError(f"training diverged: {name} is not finite; lower {trainer.rate}")
         # lora_A stays as it is until lora_B has left zero, which takes a step or two; lora_B must have moved.
         if "lora_B" in name and torch.equal(weight.detach().cpu(), before[name]):
             raise RuntimeError(f"training left {name} unchanged")

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from tampering import findings, flips, found, log_lines, named, payload
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
+from tutelage.configs.schema import DpoConfig
 from tutelage.configs.store import canonical_json
-from tutelage.flows import layout, stages
+from tutelage.flows import layout, stages, trials
 from tutelage.flows.stage import create_run, open_run, release_digests
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import review
@@ -333,6 +335,45 @@ def test_the_next_round_learns_what_reviewers_left(honest_run: tuple[Path, int, 
     forged.write_text(forged.read_text().replace("Reviewed:", "Replaced:"))
     with pytest.raises(PrivacyError, match="signature"):
         layout.lessons(run, 2)
+
+
+def test_a_round_is_trained_on_what_reviewers_preferred(honest_run: tuple[Path, int, str], tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(honest_run[0], root)
+    student = open_run(root).recipe.student.model_copy(update={"epochs": 1, "dpo": DpoConfig(learning_rate=1e-4)})
+    run = replace(open_run(root), recipe=open_run(root).recipe.model_copy(update={"student": student}))
+    aggregate, learn, audit, judge = (
+        one.__wrapped__  # type: ignore[attr-defined]
+        for one in (stages.aggregate, trials.learn, trials.audit_silo, trials.judge_round)
+    )
+    aggregate(run, 2)
+    _, unreviewed = learn(run, 2)
+    assert unreviewed["preference_pairs"] == 0, "nobody decided anything: no pass, and no error"
+    chosen = {lesson.id for lesson in layout.lessons(run, 2)}
+    spare = [lesson for lesson in layout.all_lessons(run, 2) if lesson.kind == "example" and lesson.id not in chosen]
+    for one in spare[:2]:
+        other = {"spam": "ham", "ham": "spam"}[one.completion]
+        edit = {"verdict": "edit", "prompt": one.prompt, "completion": other}
+        review.append(
+            layout.review_path(run), review.Decision(lesson=one.id, by="ann", at="2026-01-01T00:00:00+00:00", **edit)
+        )
+    files, _ = aggregate(run, 2)
+    assert {path.name for path in files} >= {"chosen.jsonl", "rejected.jsonl"}
+    _, facts = learn(run, 2)
+    assert facts["preference_pairs"] == 2
+    assert facts["adapter_digest"] != unreviewed["adapter_digest"]
+    audited = audit(run, 2, run.silos[0])[1]["overlap"]["n"]
+    assert audited == len(layout.all_lessons(run, 2)) + 2, "edits of pairs are audited, each once"
+    path = run.dir.manifest_path("round-2/learn")
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "facts": facts}))
+    judge(run, 2)
+    assert layout.report(run, 2).preference_pairs == 2
+    assert "(2 in all): lessons in `chosen.jsonl`" in layout.data_card_path(run, 2).read_text()
+    forged = layout.preferences_paths(run, 2)[0]
+    forged.write_text(forged.read_text().replace(review.SILO, "silo-0"))
+    with pytest.raises(PrivacyError, match="signature"):
+        learn(run, 2)
 
 
 # ---- its chain of custody -----------------------------------------------------------------------------------------

@@ -136,6 +136,9 @@ def test_the_card_is_for_the_hub(made: tuple[Path, Path, Any], tmp_path: Path) -
     assert front["metrics"] == ["accuracy", "recall"]
     assert "> Say which it is.\n> ---\n> # not a heading\n" in body
     assert "| accuracy.student | 0.86 | 0.81 to 0.91 | 50 |" in body
+    assert "preference" not in body
+    tuned = report_of(made[1]).model_copy(update={"preference_pairs": 7})
+    assert "(7 in all)" in publish.model_card("demo", tuned, NAME)
 
 
 def test_the_cards_lines_load_the_student(

@@ -68,6 +68,9 @@ def test_what_reviewers_decided_is_counted() -> None:
     assert "people had reviewed" not in soup([report], fixture.TIMINGS).get_text()
     reviewed = report.model_copy(update={"reviewed": {"reject": 2, "edit": 1}})
     assert "reviewed earlier ones: 1 edited, 2 rejected." in soup([reviewed], fixture.TIMINGS).get_text()
+    assert "preference" not in soup([reviewed], fixture.TIMINGS).get_text()
+    tuned = reviewed.model_copy(update={"preference_pairs": 1})
+    assert "preference optimisation on 1 pair of a chosen and" in soup([tuned], fixture.TIMINGS).get_text()
 
 
 def test_sections_come_in_the_order_an_auditor_reads_them() -> None:

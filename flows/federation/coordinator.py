@@ -116,7 +116,8 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much the released set overlaps with a silo's records: aggregates, where no ε is promised; else nothing."""
     if run.recipe.formal:
         return [], {}
-    exchange_of(run).put(at.lessons(round), layout.lessons_path(run, round))
+    for name in at.taught(run.recipe, round):
+        exchange_of(run).put(name, run.dir.root / name)
     statement = _awaited(run, silo, "audit_silo", round)
     return [], {"overlap": dict(statement.facts["overlap"])}
 

@@ -4,10 +4,9 @@
       run.json                  the recipe
       to/SILO.sealed            what only that silo can open: texts to be planted among its records
       round-1/begin.json        the round's topics, the run's public key: before that no silo begins it
-      round-1/lessons.jsonl     what the round's student learns from
       from/SILO/STAGE.json      what a silo hands over, signed (privacy/handed.py)
       from/SILO/release/...     the files that it names
-      release/round-1/...       what the run gives everybody in the end: report, lessons, data card
+      release/round-1/...       what the run gives everybody: what its student learns from, and in the end the report
 
 Nothing in it is private, but for what is sealed. Whoever can write to it can keep a run from going on, and no more: a
 silo checks every recipe against what it agreed to, and lessons, certificates and statements against known keys.
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.schema import Recipe
 from tutelage.configs.storage import is_local, opened
 from tutelage.configs.store import file_digest, write_atomic
 from tutelage.privacy import handed
@@ -205,9 +205,10 @@ def begin(round: int) -> str:
     return f"round-{round}/begin.json"
 
 
-def lessons(round: int) -> str:
-    """What the round's student learns from."""
-    return f"round-{round}/lessons.jsonl"
+def taught(recipe: Recipe, round: int) -> list[str]:
+    """What the round's student learns from: lessons, and pairs of them where the recipe asks for it."""
+    names = ["lessons", "chosen", "rejected"] if recipe.student.dpo else ["lessons"]
+    return [f"release/round-{round}/{name}.jsonl" for name in names]
 
 
 def sealed(silo: str) -> str:

@@ -189,11 +189,13 @@ def receive(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def receive_chosen(run: Run, round: int, silo: str) -> Done:
     """What the round's student learns from, to compare with the silo's records; every signature verified."""
-    data = _here(run).exchange(run.id).get(at.lessons(round))
-    assert data is not None
-    path = write_atomic(layout.lessons_path(run, round), data)
-    layout.lessons(run, round)
-    return [path], {}
+    exchange, files = _here(run).exchange(run.id), []
+    for name in at.taught(run.recipe, round):
+        data = exchange.get(name)
+        assert data is not None
+        files.append(write_atomic(run.dir.root / name, data))
+    layout.taught(run, round)
+    return files, {}
 
 
 # ---- its part of a run -------------------------------------------------------------------------------------------
@@ -262,8 +264,8 @@ def _steps(silo: Silo, exchange: Exchange, run: Run) -> list[str]:
         if formal_claim:
             hand(certified, "epsilon")
             continue  # figures of overlap are not protected by it, and stay
-        if not exchange.has(at.lessons(round)):
-            return [at.lessons(round)]
+        if not exchange.has(*at.taught(run.recipe, round)):
+            return at.taught(run.recipe, round)
         chosen = receive_chosen(place, round, me, after=[certified])
         hand(stages.audit_silo(place, round, me, after=[indexed, chosen]), "overlap")
     return []
