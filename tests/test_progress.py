@@ -204,6 +204,7 @@ def test_a_long_stage_is_told_of_once_a_look_at_most(serve: Callable[..., Server
         for step in range(1, 201):
             hear(step / 200)
             time.sleep(0.005)
+        time.sleep(0.5)
         assert server.percents, "it is told of while it works"
         assert 100 not in server.percents, "it is not finished"
     (made,) = server.made
@@ -219,12 +220,19 @@ def test_a_long_stage_is_told_of_once_a_look_at_most(serve: Callable[..., Server
 
 def test_a_short_stage_and_one_that_counts_nothing_leave_nothing(serve: Callable[..., Server]) -> None:
     server = serve(Server())
-    with progress.showing("small", "small-1", every_s=0.1):
-        with progress.shown("prepare"):
-            time.sleep(0.35)
-        with progress.shown("index") as hear:
+    with progress.showing("small", "small-1", every_s=0.6):
+        with progress.shown("index") as hear:  # there at the first look, and over at the second
             assert hear is not None
             hear(0.5)
+            time.sleep(0.7)
+        with progress.shown("prepare"):
+            time.sleep(1.4)
+        with contextlib.suppress(StageError), progress.shown("attack") as hear:
+            assert hear is not None
+            hear(0.5)
+            time.sleep(0.7)
+            raise StageError
+        time.sleep(0.6)
     assert server.told == []
 
 
@@ -302,6 +310,12 @@ def test_keys_are_what_prefect_takes(silo: str) -> None:
 
 
 @stage(version=1)
+def prepares(run: Run) -> Done:
+    """As in every run the first stage is alone: it makes the run's key."""
+    return [], {}
+
+
+@stage(version=1)
 def works(run: Run, round: int, silo: str) -> Done:
     """Half done until it may go on; then `bad` fails with a message that quotes a record."""
     with Bar(4) as bar:
@@ -316,7 +330,8 @@ def works(run: Run, round: int, silo: str) -> Done:
 @flow(name="progress", persist_result=False, log_prints=False, retries=0)
 def stages(run_dir: str, silos: list[str], jobs: int) -> None:
     with workers.working(jobs), progress.showing("small", "small-1", every_s=0.2):
-        for one in [works(run_dir, 1, silo, after=[]) for silo in silos]:
+        made = prepares(run_dir, after=[])
+        for one in [works(run_dir, 1, silo, after=[made]) for silo in silos]:
             assert one.manifest["stage"].startswith("round-1/works-")
 
 
