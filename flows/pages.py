@@ -62,5 +62,6 @@ def markdown(run: Run, report: RoundReport) -> str:
         f"## {run.id}, round {report.round}: {verdict}\n\n{guarantee}\n\n"
         f"| Method | {family} | 95% |\n|---|---|---|\n{rows}\n"
         f"| Rule | Observed | |\n|---|---|---|\n{rules}\n"
-        f"Report: `{run.dir.release / 'report.html'}`. Texts: `tutelage inspect {run.dir.root}`.\n"
+        f"Report: `{run.dir.release / 'report.html'}`. Data set, for `datasets.load_dataset`: "
+        f"`{layout.data_card_path(run, report.round).parent}`. Texts: `tutelage inspect {run.dir.root}`.\n"
     )

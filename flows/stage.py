@@ -9,6 +9,7 @@ never a text.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -28,9 +29,10 @@ from prefect.futures import PrefectFuture
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
+from tutelage.configs.progress import heard
 from tutelage.configs.schema import Recipe
 from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, manifest_digest, write_atomic
-from tutelage.flows import workers
+from tutelage.flows import progress, workers
 from tutelage.privacy import custody
 
 Manifest = dict[str, Any]
@@ -163,7 +165,11 @@ def stage(version: int) -> Callable[[Body], Callable[..., Pending]]:
             came_from = [[manifest["stage"], manifest_digest(manifest)] for manifest in after]
             task = (body.__module__, body.__name__, version, run_dir, name, where, came_from)
             pool = workers.active()
-            return pool.run(_attempt, *task, order=order) if pool else _attempt(*task)
+            with progress.shown(name) as listener:
+                if pool:
+                    return pool.run(_attempt, *task, order=order, listener=listener)
+                with heard(listener) if listener else contextlib.nullcontext():
+                    return _attempt(*task)
 
         prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)
 

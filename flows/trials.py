@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.configs.models import hub_name, load_model, resolve_model
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts
 from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.configs.store import digest, write_atomic
@@ -85,21 +86,26 @@ def measure(run: Run, round: int) -> Done:
     folder = resolve_model(recipe.student.base)
     base, tokenizer = load_model(folder)
     shots = few_shot(lessons, recipe)
-    metrics = [
-        *compare.measure("zero_shot", base, tokenizer, instruction=public),
-        *compare.measure("few_shot", base, tokenizer, instruction=instruction, taught_with=lessons, shots=shots),
-        *compare.measure("instruction", base, tokenizer, instruction=instruction, taught_with=lessons),
-        *compare.tfidf(lessons),
-    ]
+    trained = layout.adapter_path(run, round).exists()
     topics: dict[str, float] = {}
-    if layout.adapter_path(run, round).exists():
-        neutral_texts = neutral.NEUTRAL_TEXTS[: config.neutral_texts]
-        before = score.sequence_nll(base, tokenizer, neutral_texts, config.batch_rows)
-        student, tokenizer = train.load_student(folder, layout.adapter_path(run, round))
-        after = score.sequence_nll(student, tokenizer, neutral_texts, config.batch_rows)
-        metrics += compare.measure("student", student, tokenizer, instruction=instruction, taught_with=lessons)
-        metrics += evaluate.forgetting(before, after, draws=config.bootstrap, seed=recipe.seed)
-        topics = _next_topics(run, round, student, tokenizer, instruction)
+    with Bar(4 if trained else 3) as methods:
+        metrics = [*compare.measure("zero_shot", base, tokenizer, instruction=public)]
+        methods.update()
+        metrics += compare.measure(
+            "few_shot", base, tokenizer, instruction=instruction, taught_with=lessons, shots=shots
+        )
+        methods.update()
+        metrics += compare.measure("instruction", base, tokenizer, instruction=instruction, taught_with=lessons)
+        methods.update()
+        metrics += compare.tfidf(lessons)
+        if trained:
+            neutral_texts = neutral.NEUTRAL_TEXTS[: config.neutral_texts]
+            before = score.sequence_nll(base, tokenizer, neutral_texts, config.batch_rows)
+            student, tokenizer = train.load_student(folder, layout.adapter_path(run, round))
+            after = score.sequence_nll(student, tokenizer, neutral_texts, config.batch_rows)
+            metrics += compare.measure("student", student, tokenizer, instruction=instruction, taught_with=lessons)
+            metrics += evaluate.forgetting(before, after, draws=config.bootstrap, seed=recipe.seed)
+            topics = _next_topics(run, round, student, tokenizer, instruction)
     return [], {"metrics": _dump(metrics), "topics": topics}
 
 
@@ -254,19 +260,22 @@ def _compared(
 ) -> dict[str, Any]:
     """A student for comparison, trained on texts that are not released. Its adapter never leaves the vault."""
     folder = resolve_model(run.recipe.student.base)
-    train.train_upper_line(
-        taught_with,
-        instruction=instruction,
-        base=folder,
-        base_name=hub_name(run.recipe.student.base),
-        out=out,
-        config=run.recipe.student,
-        seed=run.recipe.seed,
-    )
-    student, tokenizer = train.load_student(folder, out)
-    known = [record.example() for record in taught_with]
-    compare = _comparison(run)
-    metrics = compare.measure(name, student, tokenizer, instruction=instruction, taught_with=known, internal=internal)
+    with Bar(2) as parts:
+        train.train_upper_line(
+            taught_with,
+            instruction=instruction,
+            base=folder,
+            base_name=hub_name(run.recipe.student.base),
+            out=out,
+            config=run.recipe.student,
+            seed=run.recipe.seed,
+        )
+        parts.update()
+        student, tokenizer = train.load_student(folder, out)
+        known = [record.example() for record in taught_with]
+        metrics = _comparison(run).measure(
+            name, student, tokenizer, instruction=instruction, taught_with=known, internal=internal
+        )
     return {"metrics": _dump(metrics)}
 
 

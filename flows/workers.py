@@ -2,29 +2,36 @@
 
 Silos are apart from each other, and so are most of what is measured of a student; on a few cores two processes of one
 thread each do more than one of two. What a worker is given is a stage's name, a run folder and digests; what it gives
-back is the stage's manifest. It lives no longer than this process, however that ends.
+back is the stage's manifest, and meanwhile one number: how far it is. It lives no longer than this process, however
+that ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import io
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from tutelage.configs.errors import UserError
+from tutelage.configs.progress import Listener, heard
 from tutelage.flows import tied
 
 Result = TypeVar("Result")
+
+_LOOK_S = 1.0
+"""Between two looks at how far a worker is."""
 
 
 class Workers:
@@ -37,32 +44,43 @@ class Workers:
     def __init__(self, jobs: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         alive, self._life = spawn.Pipe(duplex=False)
+        shares = spawn.RawArray("d", jobs)
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(alive, threads))
-        self._free, self._waiting, self._changed = jobs, list[int](), threading.Condition()
+        self._pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(alive, threads, shares))
+        # Memory that all share, a place for each that works: to write there takes no time, whether it is read or not.
+        self._shares, self._free = shares, list(range(jobs))
+        self._waiting, self._changed = list[int](), threading.Condition()
         self._stopped = False
         self.failure: Exception | None = None
         """What the first function ended with that raised. What waits for it ends with an error of Prefect's own."""
 
-    def run(self, function: Callable[..., Result], *arguments: Any, order: int = 0) -> Result:
+    def run(
+        self, function: Callable[..., Result], *arguments: Any, order: int = 0, listener: Listener | None = None
+    ) -> Result:
         """Run a module's function in the next process that is free, and wait for it. If it raises, nothing goes on.
 
         Args:
             function: What to run.
             arguments: Of the function.
             order: Of those that wait, the lowest is next.
+            listener: Is told, about every second and in this thread, how far the function's bars are.
 
         Raises:
             UserError: the process was killed, by the system for want of memory, most likely.
             Exception: what the function raised.
         """
-        with self._turn(order):
+        with self._turn(order) as place:
             if self.failure:
                 raise self.failure
             if self._stopped:
                 raise CancelledError
             try:
-                return self._pool.submit(function, *arguments).result()
+                self._shares[place] = math.nan  # nothing is counted yet
+                future = self._pool.submit(_counted, place, function, *arguments)
+                while listener and wait([future], timeout=_LOOK_S).not_done:
+                    if not math.isnan(share := self._shares[place]):
+                        listener(share)
+                return future.result()
             except BrokenProcessPool:
                 self.failure = self.failure or UserError(
                     "a worker process was killed, most likely for want of memory",
@@ -76,19 +94,19 @@ class Workers:
                 raise
 
     @contextlib.contextmanager
-    def _turn(self, order: int) -> Iterator[None]:
-        """One of the processes, for as long."""
+    def _turn(self, order: int) -> Iterator[int]:
+        """One of the processes, for as long: a place that is nobody else's."""
         with self._changed:
             heapq.heappush(self._waiting, order)
-            self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == order)
+            self._changed.wait_for(lambda: bool(self._free) and self._waiting[0] == order)
             heapq.heappop(self._waiting)
-            self._free -= 1
+            place = self._free.pop()
             self._changed.notify_all()
         try:
-            yield
+            yield place
         finally:
             with self._changed:
-                self._free += 1
+                self._free.append(place)
                 self._changed.notify_all()
 
     def stop(self) -> None:
@@ -130,8 +148,20 @@ def working(jobs: int) -> Iterator[None]:
         _active = None
 
 
-def _begin(alive: Connection, threads: int) -> None:
+_shares: Any = None
+"""Of a worker: where it writes how far it is."""
+
+
+def _counted(place: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Run a function in a worker, and write down how far it is."""
+    with heard(functools.partial(_shares.__setitem__, place)):
+        return function(*arguments)
+
+
+def _begin(alive: Connection, threads: int, shares: Any) -> None:
     """Set up a worker."""
+    global _shares
+    _shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
     threading.Thread(target=tied.end_with, args=(alive,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported later

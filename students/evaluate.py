@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Example, Metric
 from tutelage.privacy.stats import mean_metric, missing_metric, share_metric
 from tutelage.students import score
@@ -120,7 +121,6 @@ def generate_answers(
         progress: Whether to show a bar, if standard error is a terminal.
     """
     import torch
-    from tqdm import tqdm
     from transformers import GenerationConfig
 
     rows = [prompt_ids(tokenizer, prompt_messages(example.prompt, instruction, few_shot)) for example in test]
@@ -132,21 +132,20 @@ def generate_answers(
     answers = [""] * len(rows)
     generate: Any = model.generate
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    bar = tqdm(total=len(rows), desc="answers", unit="text", disable=None if progress else True)
-    for start in range(0, len(order), batch_rows):
-        batch = order[start : start + batch_rows]
-        ids, mask, _ = score.padded([rows[i] for i in batch], pad, 0, model.device)
-        with torch.inference_mode():
-            output = generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids) if mask is None else mask,
-                generation_config=greedy,
-            )
-        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            answers[index] = text.strip()
-        bar.update(len(batch))
-    bar.close()
+    with Bar(len(rows), "answers" if progress else None, "text") as bar:
+        for start in range(0, len(order), batch_rows):
+            batch = order[start : start + batch_rows]
+            ids, mask, _ = score.padded([rows[i] for i in batch], pad, 0, model.device)
+            with torch.inference_mode():
+                output = generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids) if mask is None else mask,
+                    generation_config=greedy,
+                )
+            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            for index, text in zip(batch, texts, strict=True):
+                answers[index] = text.strip()
+            bar.update(len(batch))
     return answers
 
 

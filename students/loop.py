@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import write_atomic
 from tutelage.students import score
@@ -96,29 +97,24 @@ class Trainer(Generic[AnyRow]):
         difference (the one-standard-error rule: Breiman et al. 1984, chapter 3): few rows are held back, and
         the lowest of their losses alone is luck, which here ends training long before the student is done.
         """
-        from tqdm import tqdm
-
         self._resume(checkpoint, key)
         state = self.state
-        bar = tqdm(
-            total=self.steps, initial=state.step, desc=self.name, unit="step", disable=None if progress else True
-        )
         batches: list[list[AnyRow]] = []
-        while state.step < self.steps and state.waited < self.config.patience_epochs:
-            epoch, place = divmod(state.step, self.steps_per_epoch)
-            if place == 0 or not batches:
-                batches = self._batches(epoch)
-            state.losses.append(self._step(batches[place]))
-            state.step += 1
-            bar.update()
-            if place == self.steps_per_epoch - 1:
-                self._end_epoch()
-                bar.set_postfix(loss=state.curve[-1]["train_loss"], heldback=state.curve[-1]["heldback_loss"])
-            elif state.step % _CURVE_EVERY_STEPS == 0:
-                state.point(None)
-            if state.step % self.config.checkpoint_every_steps == 0:
-                self.save(checkpoint, key)
-        bar.close()
+        with Bar(self.steps, self.name if progress else None, "step", done=state.step) as bar:
+            while state.step < self.steps and state.waited < self.config.patience_epochs:
+                epoch, place = divmod(state.step, self.steps_per_epoch)
+                if place == 0 or not batches:
+                    batches = self._batches(epoch)
+                state.losses.append(self._step(batches[place]))
+                state.step += 1
+                bar.update()
+                if place == self.steps_per_epoch - 1:
+                    self._end_epoch()
+                    bar.note(loss=state.curve[-1]["train_loss"], heldback=state.curve[-1]["heldback_loss"])
+                elif state.step % _CURVE_EVERY_STEPS == 0:
+                    state.point(None)
+                if state.step % self.config.checkpoint_every_steps == 0:
+                    self.save(checkpoint, key)
         _load(self.trained, state.kept)
 
     def _batches(self, epoch: int) -> list[list[AnyRow]]:

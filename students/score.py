@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tutelage.configs.progress import Bar
 from tutelage.students.chat import Messages, completion_ids, pad_id, prompt_ids
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def score_ids(
         if completion:
             members.setdefault(tuple(prompt), []).append(index)
     rows_to_do = sum(map(len, members.values()))
-    with torch.inference_mode(), _bar(progress, rows_to_do) as bar:
+    with torch.inference_mode(), Bar(rows_to_do, progress, "text") as bar:
         shared = shared_prefix(model, list(members), rows_to_do)
         alone = [group[0] for group in members.values() if len(group) == 1]
         rows = [(list(prompts[i][shared.length :]), list(completions[i])) for i in alone]
@@ -128,7 +129,7 @@ def label_scores(
     candidates = [completion_ids(tokenizer, label, end_of_turn=end_of_turn) for label in labels]
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     scores = np.zeros((len(rows), len(candidates)))
-    with torch.inference_mode(), _bar(progress, len(rows)) as bar:
+    with torch.inference_mode(), Bar(len(rows), progress, "text") as bar:
         shared = shared_prefix(model, rows, len(rows))
         suffixes = [row[shared.length :] for row in rows]
         for batch in batches([len(row) for row in suffixes], [1] * len(rows), batch_rows):
@@ -164,7 +165,7 @@ def sequence_nll(
     rows = [list(tokenizer(text).input_ids) for text in texts]
     losses = np.full(len(rows), np.nan if reduce == "mean" else 0.0)
     long = [i for i, row in enumerate(rows) if len(row) > 1]
-    with torch.inference_mode(), _bar(None, len(long)) as bar:
+    with torch.inference_mode(), Bar(len(long)) as bar:
         pad = pad_id(tokenizer)
         shared = common_prefix([rows[i] for i in long]) if len(long) > 1 else []
         start = max(1, len(shared))
@@ -200,12 +201,6 @@ class Prefix:
 
 
 NO_PREFIX = Prefix(0, ())
-
-
-def _bar(progress: str | None, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=progress, unit="text", disable=None if progress else True)
 
 
 def shared_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: int) -> Prefix:
@@ -292,7 +287,7 @@ def _score_rows(
     rows: Sequence[tuple[list[int], list[int]]],
     prefix: Prefix,
     batch_rows: int,
-    bar: Any,
+    bar: Bar,
 ) -> list[np.ndarray]:
     """Log-probabilities of the completion ids in rows of (context ids behind the prefix, completion ids)."""
     scores = [np.zeros(0)] * len(rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Example
 from tutelage.privacy.attacks.base import TokenScores
 from tutelage.students import score
@@ -91,7 +92,7 @@ class ModelScorer:
         # The header's last token predicts the text's first, so it is run with the rows.
         rows = [(prompt + answer)[start - 1 :] for prompt, answer in zip(prompts, completions, strict=True)]
         columns: list[_Columns] = [_Columns()] * len(rows)
-        with torch.inference_mode():
+        with torch.inference_mode(), Bar(len(rows)) as bar:
             prefix = score.extend_prefix(self.model, score.NO_PREFIX, header[:-1])
             alone = []
             for group, length in _alike(rows):
@@ -103,17 +104,17 @@ class ModelScorer:
                 logits, cache, _ = score.run_rows(self.model, 0, [shared[:-1]], prefix, keep=length - 1)
                 common = _columns(logits[0], shared[1:])
                 behind = Prefix.of(cache, prefix.length + length - 1)
-                tails = self._score([rows[i][length - 1 :] for i in group], behind)
+                tails = self._score([rows[i][length - 1 :] for i in group], behind, bar)
                 for i, tail in zip(group, tails, strict=True):
                     columns[i] = common.followed_by(tail)
-            for i, own in zip(alone, self._score([rows[i] for i in alone], prefix), strict=True):
+            for i, own in zip(alone, self._score([rows[i] for i in alone], prefix, bar), strict=True):
                 columns[i] = own
         return [
             TokenScores(*one.arrays(), completion=len(prompt) - start)
             for one, prompt in zip(columns, prompts, strict=True)
         ]
 
-    def _score(self, rows: Sequence[list[int]], prefix: Prefix) -> list[_Columns]:
+    def _score(self, rows: Sequence[list[int]], prefix: Prefix, bar: Bar) -> list[_Columns]:
         """All tokens of each row but its first, behind a prefix."""
         found = [_Columns()] * len(rows)
         lengths = [len(row) - 1 for row in rows]
@@ -122,6 +123,7 @@ class ModelScorer:
             logits, _, _ = score.run_rows(self.model, pad_id(self.tokenizer), fed, prefix, keep)
             for i, row in zip(batch, logits, strict=True):
                 found[i] = _columns(row[-lengths[i] :], rows[i][1:])
+            bar.update(len(batch))
         return found
 
     def _header(self) -> list[int]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import load_model
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import CurvePoint, Example
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import canonical_json, digest
@@ -157,15 +158,17 @@ def _fit(
         pad = chat.pad_id(tokenizer)
         trainer = Trainer(adapted, pad, rows, config, seed)
         before = copied(trainer.trained)
-        trainer.run(checkpoint, key, progress)
-        _check_moved(before, trainer)
-        if pairs and config.dpo:
-            trainer.save(checkpoint, key)  # a run that is killed from now on has no lesson to learn again
-            encoded = [_encode_pair(tokenizer, *pair, instruction, config.max_tokens) for pair in pairs]
-            before = copied(trainer.trained)
-            tuner = PreferenceTrainer(adapted, pad, encoded, config, config.dpo, seed)
-            tuner.run(second, key, progress)
-            _check_moved(before, tuner)
+        with Bar(2 if pairs and config.dpo else 1) as parts:
+            trainer.run(checkpoint, key, progress)
+            _check_moved(before, trainer)
+            parts.update()
+            if pairs and config.dpo:
+                trainer.save(checkpoint, key)  # a run that is killed from now on has no lesson to learn again
+                encoded = [_encode_pair(tokenizer, *pair, instruction, config.max_tokens) for pair in pairs]
+                before = copied(trainer.trained)
+                tuner = PreferenceTrainer(adapted, pad, encoded, config, config.dpo, seed)
+                tuner.run(second, key, progress)
+                _check_moved(before, tuner)
         _save_adapter(adapted, out, base_name)
         _check_reloads(adapted, base, out, config.dtype, rows[0])
     checkpoint.unlink(missing_ok=True)

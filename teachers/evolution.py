@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
@@ -109,7 +109,7 @@ def evolve(
     author = _Author(engine, task, teach, advice, f"{silo}-r{round}")
     population: dict[str | None, list[Example]] = {label: [] for label in labels}
     planned = len(labels) * (parents + config.iterations * (config.candidates_per_label - parents))
-    with tqdm(total=planned, desc=f"evolve {silo}", unit="draft", disable=None) as bar:
+    with Bar(planned, f"evolve {silo}", "draft") as bar:
         for iteration in range(config.iterations):
             author.fill(population, config.candidates_per_label, f"{stream}/{iteration}", bar)
             listed = [(label, one) for label, there in population.items() for one in there]
@@ -147,7 +147,7 @@ class _Author:
         self.sampling = Sampling(teach.max_new_tokens, teach.temperature, teach.top_p, teach.top_k, prompts.STOP)
         self.sampled = self.malformed = 0
 
-    def fill(self, population: dict[str | None, list[Example]], size: int, stream: str, bar: tqdm) -> None:
+    def fill(self, population: dict[str | None, list[Example]], size: int, stream: str, bar: Bar) -> None:
         """Bring each label to `size` candidates, or as near as the tries reach.
 
         The candidates there are varied in turn; a label that has none gets its first ones. One text per prompt: the
@@ -163,7 +163,7 @@ class _Author:
             if not wanted:
                 return
             if attempt:
-                bar.total = (bar.total or 0) + len(wanted)
+                bar.grow(len(wanted))
             asked = [prompts.example_prompt(self.task, label, parent, self.advice) for label, parent in wanted]
             seed = random.Random(f"{stream}/{attempt}").getrandbits(48)
             failed = []

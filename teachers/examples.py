@@ -13,8 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
+from tutelage.configs.progress import Bar
 from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.vault import PrivateRecord
@@ -79,7 +78,7 @@ def write_examples(
     fitting: dict[str, list[Draft]] = {}
     sampled = 0
     pending = slots
-    with tqdm(total=len(slots) * config.drafts_per_prompt, desc=f"teach {silo}", unit="draft", disable=None) as bar:
+    with Bar(len(slots) * config.drafts_per_prompt, f"teach {silo}", "draft") as bar:
         for attempt in range(config.max_retries + 1):
             generations = engine.generate(
                 [slot.prompt for slot in pending],
@@ -95,7 +94,7 @@ def write_examples(
             pending = [slot for slot in pending if len(fitting[slot.id]) < config.keep_per_prompt]
             if not pending or attempt == config.max_retries:
                 break
-            bar.total = sampled + len(pending) * config.drafts_per_prompt
+            bar.grow(len(pending) * config.drafts_per_prompt)
     parsed, fits = sum(map(len, found.values())), sum(map(len, fitting.values()))
     drafts = tuple(draft for slot in slots for draft in fitting[slot.id][: config.keep_per_prompt])
     return Written(drafts, len(slots), sampled, sampled - parsed, parsed - fits, fits - len(drafts))

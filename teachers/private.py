@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tutelage.configs.errors import UserError
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, PrivatePredictionPrivacy, Task, TeachConfig
 from tutelage.configs.store import canonical_json, write_atomic
@@ -213,7 +212,7 @@ def write_lessons(
         for part, ids in enumerate(deal.batches, INSTRUCTION_PART + 1)
         if part in left
     ]
-    with tqdm(desc=f"  {silo}", unit="text", total=len(work) * len(labels), leave=False, disable=None) as bar:
+    with Bar(len(work) * len(labels), f"  {silo}", "text", leave=False) as bar:
 
         def keep(part: int, texts: list[Generation]) -> None:
             journal.add(part, texts)

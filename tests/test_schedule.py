@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from small_run import files_below, recipe_for, write_recipe
 
 from tutelage.configs.errors import UserError
@@ -172,6 +174,40 @@ def test_a_schedule_fires_and_the_run_is_done(
     assert prefect.process.wait(90) == 0
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
+
+
+def test_long_stages_show_how_far_they_are(
+    prefect: Prefect, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, mails, tiny_model)
+    made = yaml.safe_load(path.read_text())
+    made["teach"] |= {"prompts_per_label": 60, "keep_per_prompt": 1}
+    made["student"] |= {"epochs": 60, "patience_epochs": 60}
+    write_recipe(tmp_path, made)
+    assert prefect.command("deploy", str(path), "--runs", str(tmp_path / "runs"), "--jobs", "2").returncode == 0
+    (deployment,) = (one for one in prefect.ask("deployments/filter") if one["parameters"].get("jobs") == 2)
+    begun = prefect.ask(f"deployments/{deployment['id']}/create_flow_run")["id"]
+
+    def shown() -> dict[str, dict[str, Any]]:
+        return {one["key"]: one for one in prefect.ask("artifacts/filter") if one["type"] == "progress"}
+
+    prefect.until(lambda: [one for one in shown().values() if 0 < one["data"] < 100], 400)
+    prefect.until(lambda: [one for one in prefect.states() if one[:2] == (begun, "COMPLETED")], 500)
+    stages = {"small-round-1-teach-silo-0", "small-round-1-teach-silo-1", "small-round-1-learn"}
+    assert stages <= shown().keys()
+    for key, one in shown().items():
+        assert one["data"] == 100, key
+        assert re.fullmatch(r"small-[0-9a-f]{8}, round-1/[a-z0-9_-]+", one["description"]), one["description"]
+        assert one["flow_run_id"] == begun
+    assert "small-prepare" not in shown(), "it is short"
+    (table,) = (one["data"] for one in prefect.ask("artifacts/filter") if one["key"] == "small-round-1")
+    (root,) = (tmp_path / "runs").glob("small-*")
+    for place in (root / "release" / "report.html", root / "release" / "round-1"):
+        assert place.exists()
+        assert f"`{place}`" in table
+    stored = b"".join(file.read_bytes() for file in files_below(prefect.home))
+    assert b"small-round-1-learn" in stored  # what is looked for would be found
+    assert not [secret for secret in mails[1] if secret.encode() in stored]
 
 
 def test_a_run_waits_for_a_person_and_goes_on(

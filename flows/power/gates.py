@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from tutelage.configs.errors import UserError
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Metric
 from tutelage.configs.schema import GateConfig, GateRule, PrivatePredictionPrivacy, Recipe
 from tutelage.configs.store import digest
@@ -130,13 +131,11 @@ def measure(
         results: Where each world is written down as it is done, a line each; None: nowhere.
         jobs: Processes of one thread each.
     """
-    from tqdm import tqdm
-
     key = _key(recipe)
     known = {(one.pipeline, one.seed): one for one in (_read(results, key) if results else [])}
     asked = [(name, seed) for seed in seeds for name in pipelines]
     wanted = [one for one in asked if one not in known]
-    with tqdm(desc="worlds", total=len(asked), initial=len(asked) - len(wanted), disable=None) as bar:
+    with Bar(len(asked), "worlds", done=len(asked) - len(wanted)) as bar:
         for world in _made(recipe, wanted, jobs):
             known[world.pipeline, world.seed] = world
             if results:

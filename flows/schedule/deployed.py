@@ -21,7 +21,7 @@ from tutelage.configs.errors import UserError
 from tutelage.configs.load import load_recipe
 from tutelage.configs.schema import FileData
 from tutelage.configs.store import RunDir, digest, files_below
-from tutelage.flows import approve, layout, pages, registry
+from tutelage.flows import approve, layout, pages, progress, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
 from tutelage.flows.federation.silo import Silo, take_part
@@ -51,7 +51,8 @@ def run(recipe: Path, runs: Path, jobs: int = 1, overrides: list[str] | None = N
     while True:
         with RunDir(root).locked(), working(jobs):
             made = create_run(checked, root)
-            run_rounds(str(root.resolve()))
+            with progress.showing(checked.name, made.id):
+                run_rounds(str(root.resolve()))
             pages.write(made)
         _show(made)
         round = approve.waiting(made)
@@ -145,6 +146,6 @@ def _show(made: Run) -> None:
     """The round's table in Prefect's pages. Aggregates only, of the report that may be passed on."""
     for report in layout.reports(made):
         create_markdown_artifact(
-            pages.markdown(made, report), key=f"{made.recipe.name.replace('_', '-')}-round-{report.round}",
+            pages.markdown(made, report), key=progress.key(made.recipe.name, f"round-{report.round}"),
             description=f"{made.id}, round {report.round}",
         )  # fmt: skip

@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.records import Metric
 from tutelage.privacy.canaries import SPACE, Canary
 from tutelage.privacy.stats import auc_metric, max_metric, mean_metric, missing_metric, point_metric, share_metric
@@ -181,11 +182,13 @@ def attack(
         raise ValueError("the canaries have different numbers of candidates")
     size = sizes.pop() if sizes else 0
     scores = np.zeros((len(canaries), size))
-    for row, canary in zip(scores, canaries, strict=True):
-        given = np.asarray(score(canary.texts()), dtype=np.float64)
-        if given.shape != (size,):
-            raise ValueError(f"{size} texts need as many scores, not {given.shape}")
-        row[:] = given
+    with Bar(len(canaries)) as bar:
+        for row, canary in zip(scores, canaries, strict=True):
+            given = np.asarray(score(canary.texts()), dtype=np.float64)
+            if given.shape != (size,):
+                raise ValueError(f"{size} texts need as many scores, not {given.shape}")
+            row[:] = given
+            bar.update()
     index = np.array([canary.index for canary in canaries], dtype=np.int64)
     ranks, late = true_ranks(scores, index)
     member = np.array([canary.member for canary in canaries], dtype=bool)

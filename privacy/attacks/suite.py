@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 
+from tutelage.configs.progress import Bar
 from tutelage.configs.schema import AttackConfig, AttackName
 from tutelage.privacy.attacks import (
     auxiliary,
@@ -65,13 +67,31 @@ def run(
         delta: Of the guarantee in question, for the one-run audit.
         gain: How much likelier the student finds each plain text than its base does; None without a student.
     """
-    found = [attack(released, controls, settings) for name, attack in _ATTACKS[surface].items() if name in config.run]
+    attacks = [attack for name, attack in _ATTACKS[surface].items() if name in config.run]
     if surface == "one_run" and "one_run" in config.run:
-        found.append(one_run.attack(released, controls, settings, delta=delta))
+        attacks.append(partial(one_run.attack, delta=delta))
     if surface == "lessons":
-        found.append(Found(tuple(exposure.text_exposure(controls.canaries, released.texts))))
+        attacks.append(_in_lessons)
     if surface == "student" and gain is not None:
-        ranked = controls.canaries[: config.ranked_canaries]
-        ranks = exposure.attack(ranked, gain, n_resamples=settings.resamples, seed=settings.seed)
-        found.append(Found(tuple(ranks.metrics)))
+        attacks.append(partial(_ranked, gain, config.ranked_canaries))
+    found = []
+    with Bar(len(attacks)) as bar:
+        for attack in attacks:
+            found.append(attack(released, controls, settings))
+            bar.update()
     return merged(*found)
+
+
+def _in_lessons(released: Released, controls: Controls, settings: Settings) -> Found:
+    return Found(tuple(exposure.text_exposure(controls.canaries, released.texts)))
+
+
+def _ranked(
+    gain: Callable[[Sequence[str]], np.ndarray],
+    canaries: int,
+    released: Released,
+    controls: Controls,
+    settings: Settings,
+) -> Found:
+    ranks = exposure.attack(controls.canaries[:canaries], gain, n_resamples=settings.resamples, seed=settings.seed)
+    return Found(tuple(ranks.metrics))
