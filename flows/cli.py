@@ -102,8 +102,14 @@ def validate(
         from tutelage.privacy.sources import load_records
 
         loaded = load_records(checked.data, checked.task, fetch_mail)
-        dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.min_records_per_label)
-        found = f"; {len(loaded.records)} records, {len(dealt.silos)} silos, {len(dealt.test)} for testing"
+        if checked.federation:
+            from tutelage.flows.federation.coordinator import deal
+
+            dealt, silos = deal(loaded, checked), f"{len(checked.federation.silos)} silos elsewhere"
+        else:
+            dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.min_records_per_label)
+            silos = f"{len(dealt.silos)} silos"
+        found = f"; {len(loaded.records)} records, {silos}, {len(dealt.test)} for testing"
     typer.echo(f"{recipe}: fine{found}")
 
 

@@ -193,10 +193,9 @@ def all_lessons(run: Run, round: int) -> LessonSet:
 
 def topics(run: Run, round: int) -> dict[str, float]:
     """What a round's teachers write more of. A silo that is elsewhere was told; here the round before measured it."""
-    told = f"round-{round}/begin"
-    if run.dir.manifest_path(told).exists():
-        found: dict[str, float] = run.facts(told)["topics"]
-        return found
+    if run.silo:
+        told: dict[str, float] = run.facts(f"round-{round}/begin-{run.silo}")["topics"]
+        return told
     measured: dict[str, float] = run.facts(f"round-{round - 1}/measure")["topics"] if round > 1 else {}
     return measured
 

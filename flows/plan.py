@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.models import fetch_mail, load_model, resolve_model
 from tutelage.configs.schema import ClassificationTask, FormalPrivacy, PrivatePredictionPrivacy, Recipe
 from tutelage.flows.bargain import Bargain, bargain
@@ -54,8 +55,13 @@ def plan(recipe: Recipe) -> Plan:
     """Read and deal out the data as a run would, and estimate the cost. Writes nothing but the download cache.
 
     Raises:
-        UserError: whatever a run would complain about in the data or the models.
+        UserError: whatever a run would complain about in the data or the models; or its silos are elsewhere.
     """
+    if recipe.federation:
+        raise UserError(
+            "the silos are elsewhere, and nobody here knows how many records they have", key="federation",
+            remedy="plan the same recipe without it, on records like theirs",
+        )  # fmt: skip
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     model, tokenizer = load_model(resolve_model(recipe.teach.model), dtype="auto")

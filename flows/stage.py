@@ -34,6 +34,7 @@ from tutelage.configs.schema import Recipe
 from tutelage.configs.store import RunDir, digest, disk_is_full, file_digest, manifest_digest, write_atomic
 from tutelage.flows import progress, workers
 from tutelage.privacy import custody
+from tutelage.privacy.ledger import BudgetError
 
 Manifest = dict[str, Any]
 Done = tuple[list[Path], dict[str, Any]]
@@ -42,7 +43,7 @@ Body = Callable[..., Done]
 
 
 class StageError(Exception):
-    """A stage failed for a reason that may quote data: the details are in the vault, not in this message."""
+    """A stage failed for a reason that may be private: the vault or a silo's log has it, this message not."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Run:
     dir: RunDir
     recipe: Recipe
     id: str
+    silo: str | None = None
+    """Whose part of a run that is elsewhere this is; None: a run."""
 
     def facts(self, stage: str) -> dict[str, Any]:
         """The facts a finished stage committed."""
@@ -68,13 +71,14 @@ class Run:
         return sorted(self.facts("prepare")["records"])
 
 
-def create_run(recipe: Recipe, root: Path, run_id: str | None = None) -> Run:
+def create_run(recipe: Recipe, root: Path, run_id: str | None = None, silo: str | None = None) -> Run:
     """Make a run folder for a recipe, or open it if it is this recipe's already.
 
     Args:
         recipe: The recipe.
         root: The folder.
         run_id: Of a run that was begun elsewhere; None: a new one.
+        silo: Whose part of it this is.
 
     Raises:
         UserError: the folder holds another recipe's run, or something that is no run.
@@ -98,8 +102,9 @@ def create_run(recipe: Recipe, root: Path, run_id: str | None = None) -> Run:
     directory = RunDir(root)
     directory.create()
     run_id = run_id or f"{recipe.name}-{os.urandom(4).hex()}"
-    write_atomic(written, _json({"run_id": run_id, "recipe": recipe.model_dump(mode="json")}))
-    return Run(directory, recipe, run_id)
+    part_of = {"silo": silo} if silo else {}
+    write_atomic(written, _json({"run_id": run_id, "recipe": recipe.model_dump(mode="json"), **part_of}))
+    return Run(directory, recipe, run_id, silo)
 
 
 def open_run(root: Path) -> Run:
@@ -112,12 +117,12 @@ def open_run(root: Path) -> Run:
 
     try:
         written = json.loads((root / "run.json").read_text())
-        run_id, recipe = written["run_id"], written["recipe"]
+        run_id, recipe, silo = written["run_id"], written["recipe"], written.get("silo")
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError("this is not a run folder", file=root, remedy="`tutelage list` shows the runs") from None
     directory = RunDir(root)
     directory.create()
-    return Run(directory, parse_recipe(recipe, root / "run.json"), run_id)
+    return Run(directory, parse_recipe(recipe, root / "run.json"), run_id, silo)
 
 
 class Pending:
@@ -194,10 +199,13 @@ def _attempt(
     module: str, function: str, version: int, run_dir: str, name: str, where: list[int | str], after: list[list[str]]
 ) -> Manifest:
     """Commit the stage of that function, found by name: a worker is told no more. No error leaves it unsealed."""
-    body = getattr(importlib.import_module(module), function).__wrapped__
+    body, run = getattr(importlib.import_module(module), function).__wrapped__, open_run(Path(run_dir))
     try:
-        return _commit(body, version, open_run(Path(run_dir)), name, where, after)
+        return _commit(body, version, run, name, where, after)
     except (UserError, PrivacyError) as error:
+        if run.silo and not isinstance(error, PrivacyError | BudgetError):
+            _say(f"error: {error}" + (f"\n  try: {error.remedy}" if error.remedy else ""))
+            raise _unsaid(run, name) from None
         raise error.with_traceback(None) from None  # what caused it may quote a record
     except Exception as error:
         if disk_is_full(error):
@@ -264,6 +272,11 @@ def _commit(body: Body, version: int, run: Run, name: str, where: list[int | str
         manifest = run.dir.commit(name, key, files, facts, seconds, witness)
     _say(f"  {name:<28} {seconds:6.1f} s")
     return manifest
+
+
+def _unsaid(run: Run, name: str) -> StageError:
+    """What is told of an error at a silo that is elsewhere: a message that quotes nothing may still hold a count."""
+    return StageError(f"the stage {name} stopped; silo {run.silo} is told why in its own log")
 
 
 def _sealed(error: Exception, root: Path, name: str) -> StageError:

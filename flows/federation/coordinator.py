@@ -26,7 +26,7 @@ from tutelage.privacy.certificate import load as load_certificate
 from tutelage.privacy.custody import PUBLIC_KEY
 from tutelage.privacy.handed import Handed
 from tutelage.privacy.keys import seal
-from tutelage.privacy.partition import controls, partition
+from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.sources import Loaded, load_records
 from tutelage.privacy.vault import dump_records, write_records
@@ -42,9 +42,7 @@ def prepare(run: Run) -> Done:
     know what was there and what was not, without a record of any silo.
     """
     recipe, federation = run.recipe, _federation(run)
-    loaded = load_records(recipe.data, recipe.task, fetch_mail)
-    alone = recipe.data.model_copy(update={"silos": 1, "records_per_silo": None})
-    dealt = partition(Loaded(loaded.records, {}, loaded.owner_of), alone, recipe.task, recipe.seed, 0)
+    dealt = deal(load_records(recipe.data, recipe.task, fetch_mail), recipe)
     members, nonmembers, carriers = controls(dealt, recipe)
     names = run.silos
     shares = {name: members[number :: len(names)] for number, name in enumerate(names)}
@@ -129,6 +127,16 @@ def hand_out(run: Run, round: int) -> Done:
     for path in files_below(layout.lessons_path(run, round).parent):
         exchange.put(path.relative_to(run.dir.root).as_posix(), path)
     return [], {}
+
+
+def deal(loaded: Loaded, recipe: Recipe) -> Partition:
+    """This place's own records: test set, non-members, and all others, of which members are drawn, as one silo's.
+
+    Raises:
+        UserError: there are too few.
+    """
+    alone = recipe.data.model_copy(update={"silos": 1, "records_per_silo": None})
+    return partition(Loaded(loaded.records, {}, loaded.owner_of), alone, recipe.task, recipe.seed, 0)
 
 
 def call_silos(run: Run) -> None:

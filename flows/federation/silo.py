@@ -145,7 +145,8 @@ def prepare(run: Run, silo: str) -> Done:
     """The silo's records, and among them at random places what the run wants planted, under ids that say nothing."""
     recipe, here = run.recipe, _here(run)
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
-    check_labels({silo: loaded.records}, recipe.task, recipe.min_records_per_label)
+    if not recipe.formal:  # there, that a label is missing would be told by nothing else
+        check_labels({silo: loaded.records}, recipe.task, recipe.min_records_per_label)
     planted = _planted(here, run.id)
     records = loaded.records + planted
     random.SystemRandom().shuffle(records)
@@ -208,27 +209,28 @@ def advance(silo: Silo, run_id: str) -> list[str]:
         Files of the exchange that must be there before more can be done; none: the silo's part is done.
 
     Raises:
-        UserError: the recipe asks for more than the silo agrees to, or something else can be mended. The run is told.
+        UserError: the recipe asks for more than the silo agrees to or has left to spend. The run is told.
         PrivacyError: something is not signed as it should be. The run is told.
+        StageError: a stage stopped. The run is told that, and this silo's log why.
     """
     exchange = silo.exchange(run_id)
+    said = exchange.get_json(at.RUN)
+    if said is None:
+        return [at.RUN]
+    me = silo.config.name
     try:
-        said = exchange.get_json(at.RUN)
-        if said is None:
-            return [at.RUN]
         recipe = agreed(silo, parse_recipe(said["recipe"]))
         with RunDir(silo.folder(run_id)).locked():
-            exchange.go_on(silo.config.name, silo.key)
-            return _steps(silo, exchange, create_run(recipe, silo.folder(run_id), run_id))
-    except UserError as error:
-        exchange.refuse(silo.config.name, silo.key, error.problem, error.remedy)
+            exchange.go_on(me, silo.key)
+            return _steps(silo, exchange, create_run(recipe, silo.folder(run_id), run_id, me))
+    except UserError as error:  # of recipe and settings: those of stages are `StageError`s
+        exchange.refuse(me, silo.key, error.problem, error.remedy)
         raise
-    except PrivacyError as error:
-        exchange.refuse(silo.config.name, silo.key, str(error), None)
+    except (PrivacyError, StageError) as error:
+        exchange.refuse(me, silo.key, str(error), None)
         raise
     except Exception as error:  # its message may quote a record
-        what = "a stage failed" if isinstance(error, StageError) else f"a defect ({type(error).__name__})"
-        exchange.refuse(silo.config.name, silo.key, f"{what}; the silo's own log says how", None)
+        exchange.refuse(me, silo.key, f"a defect, {type(error).__name__}", None)
         raise
 
 
@@ -277,6 +279,7 @@ def take_part(silo: Silo, run_id: str) -> None:
     Raises:
         UserError: as `advance`, or there was no news for `federation.patience_s`.
         PrivacyError: as `advance`.
+        StageError: as `advance`.
     """
     exchange = silo.exchange(run_id)
     awaited = [at.RUN]
@@ -313,7 +316,7 @@ def work(silo: Silo, only: str | None, say: Callable[[str], None]) -> None:
                 continue
             try:
                 awaited[run_id] = advance_flow(str(silo.home), run_id)
-            except (UserError, PrivacyError) as error:
+            except (UserError, PrivacyError, StageError) as error:
                 if only:
                     raise
                 say(f"{run_id}: {error}")
