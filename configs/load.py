@@ -50,7 +50,7 @@ def load_silo(home: Path) -> SiloConfig:
     if isinstance(source, FileData) and not source.path.is_absolute():
         source = source.model_copy(update={"path": (home / source.path).resolve()})
         config = config.model_copy(update={"records": source})
-    return config
+    return config.model_copy(update={"exchange": _from(home, config.exchange)})
 
 
 def parse_recipe(data: dict[str, Any], path: Path | None = None) -> Recipe:
@@ -77,6 +77,10 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
         formal = formal.model_copy(update={"ledgers": (folder / formal.ledgers).resolve()})
         recipe = recipe.model_copy(update={"privacy": formal})
 
+    if recipe.federation:
+        here = recipe.federation.model_copy(update={"exchange": _from(folder, recipe.federation.exchange)})
+        recipe = recipe.model_copy(update={"federation": here})
+
     def model(name: str) -> str:
         return str((folder / name).resolve()) if (folder / name).is_dir() else name
 
@@ -86,6 +90,11 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
             "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
         }
     )
+
+
+def _from(folder: Path, address: str) -> str:
+    """An address, if it is a relative path, from a folder."""
+    return address if "://" in address else str((folder / address).resolve())
 
 
 def _mapping(path: Path, what: str, remedy: str) -> dict[str, Any]:

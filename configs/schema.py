@@ -475,6 +475,8 @@ class SiloConfig(Section):
     """As recipes call it under `federation.silos`."""
     exchange: str = Field(min_length=1)
     """Folder or object storage where recipes lie and lessons go: `/srv/exchange`, `s3://bucket/folder`."""
+    coordinator: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Public key of who may ask it to take part, as `tutelage silo coordinator` prints it there."""
     records: Source
     """The silo's private records."""
     epsilon: float | None = Field(ge=0, allow_inf_nan=False)

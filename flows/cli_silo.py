@@ -20,6 +20,7 @@ def init(
     home: Home,
     name: Annotated[str, typer.Option("--name", help="As recipes will call it.")],
     exchange: Annotated[str, typer.Option("--exchange", help="Where lessons go: a folder, or s3://bucket/folder.")],
+    coordinator: Annotated[str, typer.Option("--coordinator", help="Public key of who may ask.")],
     records: Annotated[Path, typer.Option("--records", help="Its private records: JSONL, CSV, Parquet.")],
     epsilon: Annotated[
         float | None, typer.Option("--epsilon", help="The most that all runs may spend; without: screened lessons.")
@@ -28,7 +29,8 @@ def init(
     """Make a silo's folder, its settings and its keys, and print what a recipe needs."""
     from tutelage.flows.federation.silo import create
 
-    made = create(home, name, exchange, records.resolve(), epsilon)
+    place = exchange if "://" in exchange else str(Path(exchange).resolve())
+    made = create(home, name, place, coordinator, records.resolve(), epsilon)
     typer.echo(f"made {home}: see silo.yaml. For the recipe:", err=True)
     typer.echo(_for_recipes(made.config.name, made.key.public_hex, made.sealing.public_hex))
 
@@ -40,6 +42,16 @@ def keys(home: Home) -> None:
 
     made = Silo.open(home)
     typer.echo(_for_recipes(made.config.name, made.key.public_hex, made.sealing.public_hex))
+
+
+@silo.command()
+def coordinator(
+    runs: Annotated[Path, typer.Argument(help="Folder of the run folders that will ask.")] = Path("runs"),
+) -> None:
+    """Print the public key that the runs of a folder ask silos with, for their silo.yaml; made if there is none."""
+    from tutelage.flows.federation.coordinator import coordinator_key
+
+    typer.echo(coordinator_key(runs).public_hex)
 
 
 @silo.command()

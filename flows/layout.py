@@ -72,6 +72,11 @@ def registry_path(run: Run) -> Path:
     return run.dir.root.parent / "registry"
 
 
+def coordinator_key_path(runs: Path) -> Path:
+    """The key that all runs of a folder ask silos with that are elsewhere."""
+    return runs / "coordinator" / "vault" / "key.pem"
+
+
 def key_path(run: Run, silo: str) -> Path:
     return run.dir.silo(silo) / "key.pem"
 

@@ -18,10 +18,10 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "spacy", "sklearn.pipeline"])
 
 
-def start(teacher: str, *arguments: str, output: Path) -> BaseProcess:
+def start(teacher: str, *arguments: str, output: Path, env: dict[str, str] | None = None) -> BaseProcess:
     """Start `tutelage ARGUMENTS` with an `honest`, a `copying` or its `own` teacher; it prints into a file."""
     output.touch()
-    process = _SERVER.Process(target=_run, args=(teacher, arguments, output))
+    process = _SERVER.Process(target=_run, args=(teacher, arguments, output, env or {}))
     process.start()
     return process
 
@@ -50,7 +50,8 @@ def printed(process: BaseProcess, output: Path) -> Iterator[str]:
                 process.join(0.01)
 
 
-def _run(teacher: str, arguments: tuple[str, ...], output: Path) -> None:
+def _run(teacher: str, arguments: tuple[str, ...], output: Path, env: dict[str, str]) -> None:
+    os.environ.update(env)  # the server that this is forked from has its own
     from doubles import CopyingTeacher, HonestTeacher
 
     from tutelage.flows import cli, stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from conftest import PREFECT_HOME
@@ -23,9 +25,9 @@ from tutelage.configs.store import canonical_json, file_digest
 from tutelage.flows import layout
 from tutelage.flows.budget import accounts, recompute_run
 from tutelage.flows.federation import exchange as at
-from tutelage.flows.federation.coordinator import _awaited, exchange_of
+from tutelage.flows.federation.coordinator import _awaited, coordinator_key, exchange_of
 from tutelage.flows.federation.exchange import Exchange
-from tutelage.flows.federation.silo import Silo, advance, advance_flow, agreed, create
+from tutelage.flows.federation.silo import Silo, _asked, advance, advance_flow, agreed, create
 from tutelage.flows.stage import Run, StageError, create_run, open_run
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import canaries, handed
@@ -43,11 +45,11 @@ FORMAL: dict[str, Any] = {
 def places(folder: Path, mails: Path, model: Path, exchange: str, epsilon: float | None, **changes: Any) -> Path:
     """A recipe with records of its own, and a folder for each of two silos with theirs; the recipe's path."""
     rows = mails.read_text().splitlines(keepends=True)
-    silos = {}
+    silos, asks = {}, coordinator_key(folder / "here").public_hex
     for number, name in enumerate(NAMES):
         records = folder / f"{name}.jsonl"
         records.write_text("".join(rows[number::3]))
-        made = create(folder / name, name, exchange, records, epsilon)
+        made = create(folder / name, name, exchange, asks, records, epsilon)
         settings = folder / name / "silo.yaml"
         settings.write_text(settings.read_text() + "screen: {check_texts: 4, min_words: 1}\n")
         silos[name] = {"signing": made.key.public_hex, "sealing": made.sealing.public_hex}
@@ -70,21 +72,62 @@ def secrets_of(mails: tuple[Path, list[str]], name: str) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """A real S3 server on loopback, and the environment that names it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        yield env
+        fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def a_bucket(request: pytest.FixtureRequest) -> str:
+    """The address of a folder in a new one."""
+    request.getfixturevalue("s3")
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    return f"s3://{bucket}/exchange"
+
+
+def contents(address: str) -> dict[str, bytes]:
+    """Every file of an exchange."""
+    fs, root = fsspec.url_to_fs(address)
+    fs.invalidate_cache()
+    return {str(path): fs.cat_file(path) for path in fs.find(root)}
+
+
+@pytest.fixture(scope="module")
 def federated(
-    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A round at ε = 4, begun in a process of its own, with two silos that do their part in this one; what it said."""
-    folder = tmp_path_factory.mktemp("federated")
-    exchange = folder / "exchange"
-    exchange.mkdir()
-    recipe = places(folder, mails[0], tiny_model, str(exchange), 4.0, **FORMAL)
-    run = start("own", "run", str(recipe), "--run-dir", str(folder / "here" / "run"), output=folder / "said")
+    request: pytest.FixtureRequest,
+    s3: dict[str, str],
+    mails: tuple[Path, list[str]],
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str, str]:
+    """A round at ε = 4, begun in a process of its own, with two silos that do their part in this one.
+
+    The folder of all three places, the exchange between them, and what the run said.
+    """
+    folder, exchange = tmp_path_factory.mktemp("federated"), a_bucket(request)
+    recipe = places(folder, mails[0], tiny_model, exchange, 4.0, **FORMAL)
+    run = start("own", "run", str(recipe), "--run-dir", str(folder / "here" / "run"), output=folder / "said", env=s3)
     awaited = {name: [at.RUN] for name in NAMES}
     try:
         while run.is_alive():
-            for run_id in at.runs_at(str(exchange)):
+            for run_id in at.runs_at(exchange):
                 for name, files in awaited.items():
-                    if files and Exchange(str(exchange), run_id).has(*files):
+                    if files and Exchange(exchange, run_id).has(*files):
                         awaited[name] = advance_flow(str(folder / name), run_id)
             run.join(0.2)
         said = (folder / "said").read_text()
@@ -92,14 +135,14 @@ def federated(
         assert not any(awaited.values())
     finally:
         run.kill()
-    return folder, said
+    return folder, exchange, said
 
 
 # ---- a run whose silos are elsewhere ------------------------------------------------------------------------------
 
 
-def test_its_report_is_as_if_the_silos_were_here(federated: tuple[Path, str]) -> None:
-    folder, said = federated
+def test_its_report_is_as_if_the_silos_were_here(federated: tuple[Path, str, str]) -> None:
+    folder, exchange, said = federated
     run = open_run(folder / "here" / "run")
     report = layout.report(run, 1)
     assert [one.silo for one in report.silos] == list(NAMES)
@@ -110,12 +153,12 @@ def test_its_report_is_as_if_the_silos_were_here(federated: tuple[Path, str]) ->
     assert all(3.9 < one.epsilon <= 4 for one in report.certificates)
     assert "waits for silo" in said
     assert not verify_run(run.dir.root).findings
-    handed_out = at.Exchange(str(folder / "exchange"), run.id)
+    handed_out = Exchange(exchange, run.id)
     assert handed_out.get("release/round-1/report.json") == layout.public_report_path(run, 1).read_bytes()
 
 
-def test_each_silo_keeps_its_own_log_and_ledger(federated: tuple[Path, str]) -> None:
-    folder, _ = federated
+def test_each_silo_keeps_its_own_log_and_ledger(federated: tuple[Path, str, str]) -> None:
+    folder, _, _ = federated
     for name in NAMES:
         [root] = (folder / name / "runs").iterdir()
         assert not verify_run(root).findings
@@ -125,8 +168,8 @@ def test_each_silo_keeps_its_own_log_and_ledger(federated: tuple[Path, str]) -> 
     assert not list((folder / "here").rglob("*.tags")), "there is no ledger where no record is"
 
 
-def test_certificates_hold_without_the_silos_ledgers_and_with_them(federated: tuple[Path, str]) -> None:
-    folder, _ = federated
+def test_certificates_hold_without_the_silos_ledgers_and_with_them(federated: tuple[Path, str, str]) -> None:
+    folder, _, _ = federated
     for row in recompute_run(open_run(folder / "here" / "run")):
         assert row["problems"] == []
         assert row["claimed"] == pytest.approx(row["recomputed"], rel=0.01)
@@ -134,32 +177,34 @@ def test_certificates_hold_without_the_silos_ledgers_and_with_them(federated: tu
     assert [row["problems"] for row in recompute_run(open_run(root)) if row["silo"] == "north"] == [[]]
 
 
-def test_nothing_private_leaves_a_silo(federated: tuple[Path, str], mails: tuple[Path, list[str]]) -> None:
-    folder, _ = federated
+def test_nothing_private_leaves_a_silo(federated: tuple[Path, str, str], mails: tuple[Path, list[str]]) -> None:
+    folder, exchange, _ = federated
     for name in NAMES:
         planted = secrets_of(mails, name)
         inside = b"".join(path.read_bytes() for path in files_below(folder / name / "runs"))
         assert sum(secret in inside for secret in planted) > 10, "they must be there for this to mean anything"
         others = [folder / other for other in NAMES if other != name]
-        searched = [path for place in (folder / "exchange", folder / "here", *others, PREFECT_HOME)
-                    for path in files_below(place)]  # fmt: skip
-        searched += [*folder.glob("*.log"), folder / "said"]
-        for path in searched:
-            content = path.read_bytes()
+        searched = contents(exchange) | {
+            str(path): path.read_bytes()
+            for place in (folder / "here", *others, PREFECT_HOME)
+            for path in files_below(place)
+        }
+        searched["what it said"] = (folder / "said").read_bytes()
+        for path, content in searched.items():
             assert not [secret for secret in planted if secret in content], path
 
 
-def test_what_is_planted_is_sealed_on_its_way(federated: tuple[Path, str]) -> None:
-    folder, _ = federated
+def test_what_is_planted_is_sealed_on_its_way(federated: tuple[Path, str, str]) -> None:
+    folder, exchange, _ = federated
     run = open_run(folder / "here" / "run")
     planted = [one for one in canaries.read_canaries(layout.evaluation_path(run, "canaries")) if one.member]
-    exchange = b"".join(path.read_bytes() for path in files_below(folder / "exchange"))
+    there = b"".join(contents(exchange).values())
     for name in NAMES:
         [root] = (folder / name / "runs").iterdir()
         records = layout.records_path(open_run(root), name).read_text()
         mine = [one.secret for one in planted if one.silo == name]
         assert all(secret in records for secret in mine)
-        assert not [secret for secret in mine if secret.encode() in exchange]
+        assert not [secret for secret in mine if secret.encode() in there]
         others = [one.secret for one in planted if one.silo != name]
         assert not [secret for secret in others if secret in records]
 
@@ -230,7 +275,9 @@ def test_a_silo_runs_a_recipe_on_its_own_terms(made: Path, tiny_model: Path) -> 
 
 
 def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
-    other = create(made.parent / "other", "north", str(made.parent / "exchange"), made.parent / "north.jsonl", 4.0)
+    other = create(
+        made.parent / "other", "north", str(made.parent / "exchange"), "0" * 64, made.parent / "north.jsonl", 4.0
+    )
     with pytest.raises(UserError, match="public keys"):
         agreed(other, load_recipe(made))
 
@@ -238,12 +285,14 @@ def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
 def opened(recipe: Path, root: Path) -> Run:
     """A run that is open to its silos, with nothing planted."""
     run = create_run(load_recipe(recipe), root)
-    exchange_of(run).put_json(at.RUN, {"recipe": run.recipe.model_dump(mode="json")})
+    sealed = dict.fromkeys(NAMES, hashlib.sha256(b"").hexdigest())
+    facts = {"recipe": run.recipe.model_dump(mode="json"), "sealed": sealed}
+    exchange_of(run).say(at.RUN, coordinator_key(root.parent), facts)
     return run
 
 
 def test_a_refusal_reaches_the_run(made: Path, tmp_path: Path) -> None:
-    run, settings = opened(made, tmp_path / "run"), tmp_path / "north" / "silo.yaml"
+    run, settings = opened(made, tmp_path / "here" / "run"), tmp_path / "north" / "silo.yaml"
     settings.write_text(settings.read_text().replace("epsilon: 4", "epsilon: 1"))
     with pytest.raises(UserError, match="ε of 4, more than this silo's 1"):
         advance(Silo.open(tmp_path / "north"), run.id)
@@ -255,7 +304,7 @@ def test_a_refusal_reaches_the_run(made: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_silos_records_stays_there(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = opened(made, tmp_path / "run")
+    run = opened(made, tmp_path / "here" / "run")
     records = tmp_path / "north.jsonl"
     records.write_text(records.read_text() + '{"text": "zqsecret", "label": "neither"}\n')
     with pytest.raises(StageError) as caught:
@@ -267,6 +316,30 @@ def test_what_is_wrong_with_a_silos_records_stays_there(
     for message in (str(caught.value), str(told.value), there.decode(errors="replace")):
         assert "row 121" not in message
         assert "zqsecret" not in message
+
+
+def test_a_run_that_the_coordinator_did_not_sign_is_passed_over(made: Path, tmp_path: Path) -> None:
+    run = opened(made, tmp_path / "elsewhere" / "run")  # under a key of its own
+    silo, said = Silo.open(tmp_path / "north"), list[str]()
+    with pytest.raises(PrivacyError, match="not signed"):
+        advance(silo, run.id)
+    assert not _asked(silo, run.id, said.append)
+    assert "passed over" in said[0]
+    assert not list((tmp_path / "exchange" / run.id).rglob("north*"))
+    # Nor can one run's word be another's, or a later round's.
+    ours = opened(made, tmp_path / "here" / "run")
+    exchange = silo.exchange(ours.id)
+    assert exchange.said(at.RUN, silo.config.coordinator)
+    exchange.put(at.begin(1), exchange.get(at.RUN) or b"")
+    with pytest.raises(PrivacyError, match="another run, silo or stage"):
+        exchange.said(at.begin(1), silo.config.coordinator)
+
+
+def test_what_was_not_sealed_by_the_coordinator_is_not_planted(made: Path, tmp_path: Path) -> None:
+    run, silo = opened(made, tmp_path / "here" / "run"), Silo.open(tmp_path / "north")
+    silo.exchange(run.id).put(at.sealed("north"), seal(b"", silo.sealing.public_hex, at.about_planted(run.id, "north")))
+    with pytest.raises(PrivacyError, match="not what the coordinator sealed"):
+        advance_flow(str(silo.home), run.id)
 
 
 def test_a_silo_that_takes_too_long_is_named(made: Path, tmp_path: Path) -> None:
@@ -310,7 +383,8 @@ def test_faulty_settings_are_named(made: Path, line: str, said: str) -> None:
 def test_a_silos_folder_is_made_once_and_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("silo", "init", str(tmp_path / "a"), "--name", "a", "--exchange", "x", "--records", "r.jsonl")
+    asked = ("silo", "init", str(tmp_path / "a"), "--name", "a", "--exchange", "x", "--records", "r.jsonl",
+             "--coordinator", "0" * 64)  # fmt: skip
     assert call(monkeypatch, *asked, "--epsilon", "3") == 0
     printed_keys = capsys.readouterr().out
     assert call(monkeypatch, "silo", "keys", str(tmp_path / "a")) == 0
@@ -337,27 +411,8 @@ def test_validate_and_plan_know_of_silos_elsewhere(
 
 
 @pytest.fixture(params=["disk", "s3"])
-def exchange(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange]:
-    if request.param == "disk":
-        yield Exchange(str(tmp_path / "exchange"), "run-1")
-        return
-    import fsspec
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").clear_instance_cache()
-    bucket = f"bucket-{secrets.token_hex(4)}"
-    fsspec.filesystem("s3").mkdir(bucket)
-    yield Exchange(f"s3://{bucket}/exchange", "run-1")
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
+def exchange(request: pytest.FixtureRequest, tmp_path: Path) -> Exchange:
+    return Exchange(str(tmp_path / "exchange") if request.param == "disk" else a_bucket(request), "run-1")
 
 
 def a_manifest(root: Path) -> dict[str, Any]:
@@ -375,7 +430,7 @@ def test_what_is_handed_over_is_taken_and_checked(exchange: Exchange, tmp_path: 
     stage, name = manifest["stage"], "release/round-1/silos/north.jsonl"
     assert at.runs_at(exchange.address) == []
     assert exchange.take("north", stage, keys) is None
-    exchange.put_json(at.RUN, {"recipe": {}})
+    exchange.say(at.RUN, key, {"recipe": {}})
     assert at.runs_at(exchange.address) == ["run-1"]
     exchange.hand("north", key, tmp_path, manifest, {"released": 3})
     found = exchange.take("north", stage, keys)

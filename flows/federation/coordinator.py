@@ -7,6 +7,7 @@ screened only, figures of overlap; no record, no draft and no ledger leaves a si
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from tutelage.privacy import canaries
 from tutelage.privacy.certificate import load as load_certificate
 from tutelage.privacy.custody import PUBLIC_KEY
 from tutelage.privacy.handed import Handed
-from tutelage.privacy.keys import seal
+from tutelage.privacy.keys import SiloKey, seal
 from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.sources import Loaded, load_records
@@ -55,12 +56,13 @@ def prepare(run: Run) -> Done:
         canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
         write_atomic(layout.public_keys_path(run), canonical_json(public_keys) + "\n"),
     ]
-    exchange = exchange_of(run)
+    exchange, digests = exchange_of(run), {}
     for name in names:
         exchange.open_to_all(at.place_of(name))
         sealed = seal(dump_records(shares[name]), federation.silos[name].sealing, at.about_planted(run.id, name))
         exchange.put(at.sealed(name), sealed)
-    exchange.put_json(at.RUN, {"recipe": _handed_out(recipe)})
+        digests[name] = hashlib.sha256(sealed).hexdigest()
+    exchange.say(at.RUN, coordinator_key(run.dir.root.parent), {"recipe": _handed_out(recipe), "sealed": digests})
     records = {name: _units(_awaited(run, name, "prepare")) for name in names}
     return files, facts_of_run(recipe, dealt, nonmembers, records)
 
@@ -75,7 +77,8 @@ def index(run: Run, silo: str) -> Done:
 def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts, there; here is how many."""
     own_key = (run.dir.root / PUBLIC_KEY).read_text().strip()
-    exchange_of(run).put_json(at.begin(round), {"topics": layout.topics(run, round), "public_key": own_key})
+    facts = {"topics": layout.topics(run, round), "public_key": own_key}
+    exchange_of(run).say(at.begin(round), coordinator_key(run.dir.root.parent), facts)
     return [], _awaited(run, silo, "teach", round).facts
 
 
@@ -159,6 +162,12 @@ def call_silos(run: Run) -> None:
             run_deployment(
                 found.id, parameters={"run_id": run.id}, timeout=0, as_subflow=False, idempotency_key=attempt
             )
+
+
+def coordinator_key(runs: Path) -> SiloKey:
+    """The key that all runs of a folder ask silos with; made for the first."""
+    path = layout.coordinator_key_path(runs)
+    return SiloKey.load(path) if path.exists() else SiloKey.create(path)
 
 
 def exchange_of(run: Run) -> Exchange:

@@ -1,20 +1,20 @@
 """The folder between a run and its silos, on a disk or on object storage: where recipes lie and lessons go.
 
     EXCHANGE/RUN_ID/
-      run.json                  the recipe
+      run.json                  the recipe, signed by the coordinator, as the next is
       to/SILO.sealed            what only that silo can open: texts to be planted among its records
       round-1/begin.json        the round's topics, the run's public key: before that no silo begins it
       from/SILO/STAGE.json      what a silo hands over, signed (privacy/handed.py)
       from/SILO/release/...     the files that it names
       release/round-1/...       what the run gives everybody: what its student learns from, and in the end the report
 
-Nothing in it is private, but for what is sealed. Whoever can write to it can keep a run from going on, and no more: a
-silo checks every recipe against what it agreed to, and lessons, certificates and statements against known keys.
+Nothing in it is private, but for what is sealed. Whoever can write to it can keep a run from going on, and change the
+last: all that is acted upon is checked against keys that were known beforehand, and every recipe by each silo against
+what it agreed to.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,25 @@ class Exchange:
                 path.mkdir(parents=True, exist_ok=True)
                 path.chmod(0o1777)
 
+    # ---- what the run says ---------------------------------------------------------------------------------------
+
+    def say(self, name: str, key: SiloKey, facts: Mapping[str, Any]) -> None:
+        """Say something to all silos, signed with the coordinator's key, as a file of that name."""
+        statement = Handed(run_id=self.run_id, silo=_COORDINATOR, stage=name, facts=dict(facts), files={}, signature="")
+        self.put(name, handed.sign(statement, key))
+
+    def said(self, name: str, public_key: str) -> dict[str, Any] | None:
+        """What the coordinator said in a file of that name; None: nothing yet.
+
+        Raises:
+            PrivacyError: it isn't signed with the coordinator's key.
+        """
+        data = self.get(name)
+        if data is None:
+            return None
+        keys = {_COORDINATOR: public_key}
+        return handed.verify(data, run_id=self.run_id, silo=_COORDINATOR, stage=name, public_keys=keys).facts
+
     # ---- what silos hand over ------------------------------------------------------------------------------------
 
     def hand(self, silo: str, key: SiloKey, root: Path, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -156,30 +175,9 @@ class Exchange:
             statement = Handed(run_id=self.run_id, silo=silo, stage=_REFUSED, facts={}, files={}, signature="")
             self.put(_from(silo, f"{_REFUSED}.json"), handed.sign(statement, key))
 
-    # ---- JSON ----------------------------------------------------------------------------------------------------
 
-    def put_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """As `put`."""
-        self.put(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-    def get_json(self, name: str) -> dict[str, Any] | None:
-        """As `get`.
-
-        Raises:
-            UserError: it holds no JSON object.
-        """
-        data = self.get(name)
-        if data is None:
-            return None
-        try:
-            value = json.loads(data)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError("this is no JSON object", file=f"{self.run_id}/{name}", key=_KEY, remedy="restore it")
-        return value
-
-
+_COORDINATOR = "_run"
+"""Who says what a run says. No silo can have this name."""
 _REFUSED = "refused"
 
 

@@ -12,6 +12,7 @@ time and asked again: what is finished is handed over once more, as it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import secrets
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
@@ -65,12 +67,20 @@ class Silo:
         """A run's part of the silo's exchange."""
         return Exchange(self.config.exchange, run_id)
 
+    def said(self, run_id: str, name: str) -> dict[str, Any] | None:
+        """What the coordinator said to all silos of a run in a file of that name; None: nothing yet.
+
+        Raises:
+            PrivacyError: it is not signed with the coordinator's key.
+        """
+        return self.exchange(run_id).said(name, self.config.coordinator)
+
     def folder(self, run_id: str) -> Path:
         """The silo's own folder of a run."""
         return self.home / "runs" / run_id
 
 
-def create(home: Path, name: str, exchange: str, records: Path, epsilon: float | None) -> Silo:
+def create(home: Path, name: str, exchange: str, coordinator: str, records: Path, epsilon: float | None) -> Silo:
     """Make a silo's folder: its settings and its keys.
 
     Raises:
@@ -79,7 +89,7 @@ def create(home: Path, name: str, exchange: str, records: Path, epsilon: float |
     settings = home / "silo.yaml"
     if settings.exists():
         raise UserError("there is a silo already", file=settings, remedy="edit it, or name another folder")
-    write_atomic(settings, _settings(name, exchange, records, epsilon), mode=0o600)
+    write_atomic(settings, _settings(name, exchange, coordinator, records, epsilon), mode=0o600)
     try:
         load_silo(home)
     except UserError:
@@ -165,7 +175,7 @@ def prepare(run: Run, silo: str) -> Done:
 @stage(version=1)
 def begin(run: Run, round: int, silo: str) -> Done:
     """What the run says of a round before it: topics, and the keys that its lessons are signed with."""
-    said = _here(run).exchange(run.id).get_json(at.begin(round))
+    said = _here(run).said(run.id, at.begin(round))
     assert said is not None
     keys = {name: one.signing for name, one in _federation(run.recipe).silos.items()}
     keys[review.SILO] = str(said["public_key"])
@@ -210,11 +220,11 @@ def advance(silo: Silo, run_id: str) -> list[str]:
 
     Raises:
         UserError: the recipe asks for more than the silo agrees to or has left to spend. The run is told.
-        PrivacyError: something is not signed as it should be. The run is told.
+        PrivacyError: something is not signed as it should be. The run is told, if it is the coordinator's.
         StageError: a stage stopped. The run is told that, and this silo's log why.
     """
     exchange = silo.exchange(run_id)
-    said = exchange.get_json(at.RUN)
+    said = silo.said(run_id, at.RUN)
     if said is None:
         return [at.RUN]
     me = silo.config.name
@@ -281,10 +291,9 @@ def take_part(silo: Silo, run_id: str) -> None:
         PrivacyError: as `advance`.
         StageError: as `advance`.
     """
-    exchange = silo.exchange(run_id)
     awaited = [at.RUN]
     while awaited:
-        _until(exchange, awaited)
+        _until(silo, run_id, awaited)
         awaited = advance(silo, run_id)
 
 
@@ -310,7 +319,8 @@ def work(silo: Silo, only: str | None, say: Callable[[str], None]) -> None:
     while True:
         if only is None:
             for run_id in at.runs_at(silo.config.exchange):
-                awaited.setdefault(run_id, [at.RUN] if _asked(silo, run_id) else [])
+                if run_id not in awaited:
+                    awaited[run_id] = [at.RUN] if _asked(silo, run_id, say) else []
         for run_id, names in awaited.items():
             if not names or not silo.exchange(run_id).has(*names):
                 continue
@@ -335,8 +345,8 @@ def _here(run: Run) -> Silo:
     return Silo.open(run.dir.root.parents[1])
 
 
-def _until(exchange: Exchange, names: list[str]) -> None:
-    said = exchange.get_json(at.RUN)
+def _until(silo: Silo, run_id: str, names: list[str]) -> None:
+    said, exchange = silo.said(run_id, at.RUN), silo.exchange(run_id)
     patience_s = said["recipe"]["federation"]["patience_s"] if said else _FIRST_WORD_S
     until = time.monotonic() + patience_s
     while not exchange.has(*names):
@@ -348,18 +358,19 @@ def _until(exchange: Exchange, names: list[str]) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _asked(silo: Silo, run_id: str) -> bool:
-    said = silo.exchange(run_id).get_json(at.RUN) or {}
+def _asked(silo: Silo, run_id: str, say: Callable[[str], None]) -> bool:
     try:
-        return silo.config.name in said["recipe"]["federation"]["silos"]
-    except (KeyError, TypeError):
+        said = silo.said(run_id, at.RUN)
+    except PrivacyError as error:
+        say(f"{run_id}: passed over: {error}")
         return False
+    return said is not None and silo.config.name in said["recipe"]["federation"]["silos"]
 
 
 def _planted(silo: Silo, run_id: str) -> list[PrivateRecord]:
-    sealed = silo.exchange(run_id).get(at.sealed(silo.config.name))
-    if sealed is None:
-        return []
+    said, sealed = silo.said(run_id, at.RUN), silo.exchange(run_id).get(at.sealed(silo.config.name))
+    if said is None or sealed is None or hashlib.sha256(sealed).hexdigest() != said["sealed"][silo.config.name]:
+        raise PrivacyError("what is to be planted is missing, or not what the coordinator sealed")
     found = parse_records(silo.sealing.open(sealed, at.about_planted(run_id, silo.config.name)))
     return [PrivateRecord(f"planted-{secrets.token_hex(8)}", one.text, one.completion, one.source) for one in found]
 
@@ -378,13 +389,16 @@ def _more(silo: Silo, found: str, key: str, remedy: str) -> UserError:
     return UserError(f"the recipe {found}", file=f"silo.yaml of {silo.config.name}", key=key, remedy=remedy)
 
 
-def _settings(name: str, exchange: str, records: Path, epsilon: float | None) -> str:
+def _settings(name: str, exchange: str, coordinator: str, records: Path, epsilon: float | None) -> str:
     shown = json.dumps
     return f"""# What this silo agrees to. No recipe can ask for more: what it asks for is checked against this, here.
 name: {shown(name)}
 
 # Where recipes lie and lessons go: a folder, or object storage (s3://bucket/folder).
 exchange: {shown(exchange)}
+
+# Who may ask: the public key that `tutelage silo coordinator` prints there.
+coordinator: {shown(coordinator)}
 
 # Private, and never leaves. `columns:` says which is which where they are not called text and label.
 records: {{source: files, path: {shown(str(records))}}}
