@@ -57,6 +57,17 @@ class UserError(Exception):
         )
 
 
+class HeldError(UserError):
+    """Another process works on this run folder."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_held, (str(self.file), self.remedy))
+
+
+def _rebuild_held(file: str, remedy: str | None) -> HeldError:
+    return HeldError("another process holds this run folder", file=file, remedy=remedy)
+
+
 def _rebuild(problem: str, file: str | None, row: int | None, key: str | None, remedy: str | None) -> UserError:
     return UserError(problem, file=file, row=row, key=key, remedy=remedy)
 

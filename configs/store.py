@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tutelage.configs.errors import UserError
+from tutelage.configs.errors import HeldError, UserError
 
 
 def canonical_json(value: Any) -> str:
@@ -154,7 +154,7 @@ class RunDir:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
+                raise HeldError(
                     "another process holds this run folder",
                     file=self.root,
                     remedy="wait for it, stop it, or name another folder with --run-dir",

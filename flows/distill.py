@@ -47,13 +47,14 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         part = coordinator
         coordinator.call_silos(run)
     prepared = part.prepare(run_dir, after=[])
-    silos = sorted(prepared.facts["records"])
+    asked, silos = prepared.facts, run.silos  # waited for: only then the silos have names
     indexed = {silo: part.index(run_dir, silo, after=[prepared]) for silo in silos}
 
-    tested = [attacks.check_scanner(run_dir, after=[prepared]), attacks.probe_mechanism(run_dir, after=[prepared])]
+    ready = [prepared, *indexed.values()] if run.recipe.federation else [prepared]  # there, an index tells their sizes
+    tested = [attacks.check_scanner(run_dir, after=[prepared]), attacks.probe_mechanism(run_dir, after=ready)]
 
     rounds, judged = [], prepared
-    for round in range(1, prepared.facts["rounds"] + 1):
+    for round in range(1, asked["rounds"] + 1):
         # Each silo alone: its teacher writes, its screen decides what may leave.
         screened = []
         for silo in silos:
@@ -70,7 +71,7 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         measured = trials.measure(run_dir, round, after=[prepared, lessons, student])
         upper = trials.upper_line(run_dir, round, after=[prepared, lessons])
         brackets = {}
-        for bracket in prepared.facts["brackets"]:
+        for bracket in asked["brackets"]:
             written = [stages.teach_bracket(run_dir, round, silo, bracket, after=certified) for silo in silos]
             brackets[bracket] = trials.bracket_student(run_dir, round, bracket, after=[lessons, *written])
         own = attacks.auxiliary(run_dir, round, after=[lessons])
@@ -86,13 +87,12 @@ def run_rounds(run_dir: str) -> dict[str, object]:
         if run.recipe.federation:
             last.append(coordinator.hand_out(run_dir, round, after=[judged]))
         decided = []
-        if prepared.facts["approval"] and judged.facts["passed"]:
+        if asked["approval"] and judged.facts["passed"]:
             word = approve.manifest(run, round)
             if word is None:
                 break  # a person's turn: `tutelage approve`, and then this goes on
             decided = [Pending(word)]
         published = trials.publish_student(run_dir, round, after=[student, judged, *decided])
         rounds.append([*last, published])
-    for one in itertools.chain(*rounds):
-        one.manifest  # noqa: B018 - it is waited for
+    [one.manifest for one in itertools.chain(*rounds)]
     return {str(round): judged.facts["passed"] for round, (judged, *_) in enumerate(rounds, 1)}

@@ -275,7 +275,7 @@ def certify(run: Run, round: int, name: str) -> Certificate:
 def allocation(run: Run, name: str) -> Allocation:
     """What each step may cost a silo, also one that is elsewhere and has said how many units it has."""
     if run.recipe.federation:
-        return Allocation.of(run.recipe, run.facts("prepare")["records"][name])
+        return Allocation.of(run.recipe, run.records[name])
     return Silo(run, name).allocation
 
 

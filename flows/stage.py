@@ -68,7 +68,15 @@ class Run:
         """The silos' names, in order."""
         if self.recipe.federation:
             return sorted(self.recipe.federation.silos)
-        return sorted(self.facts("prepare")["records"])
+        return sorted(self.records)
+
+    @property
+    def records(self) -> dict[str, int]:
+        """Silo -> how many records it has; of one that is elsewhere: how many units, as it said."""
+        if self.recipe.federation:
+            return {name: self.facts(f"index-{name}")["units"] for name in self.silos}
+        found: dict[str, int] = self.facts("prepare")["records"]
+        return found
 
 
 def create_run(recipe: Recipe, root: Path, run_id: str | None = None, silo: str | None = None) -> Run:

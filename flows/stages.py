@@ -69,7 +69,10 @@ def prepare(run: Run) -> Done:
         files += [write_owners(run, name, records, loaded.owner_of) for name, records in silos.items()]
     for silo in {canary.silo for canary in planted}:
         formal.note_internal(run, silo, "canaries", 0)
-    return files, facts_of_run(recipe, dealt, nonmembers, {name: len(records) for name, records in silos.items()})
+    return files, {
+        "records": {name: len(records) for name, records in silos.items()},
+        **facts_of_run(recipe, dealt, nonmembers),
+    }
 
 
 @stage(version=3)
@@ -218,12 +221,9 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
 # ---- helpers ----------------------------------------------------------------------------------------------------
 
 
-def facts_of_run(
-    recipe: Recipe, dealt: Partition, nonmembers: Sequence[PrivateRecord], records: dict[str, int]
-) -> dict[str, Any]:
-    """What `prepare` tells the flow and the report; `records`: silo -> how many it has."""
+def facts_of_run(recipe: Recipe, dealt: Partition, nonmembers: Sequence[PrivateRecord]) -> dict[str, Any]:
+    """What `prepare` tells the flow and the report, wherever the silos are."""
     return {
-        "records": records,
         "test": len(dealt.test),
         "nonmembers": len(nonmembers),
         "near_duplicates_unused": dealt.twins_unused,

@@ -179,7 +179,7 @@ def judge_round(run: Run, round: int) -> Done:
     aggregated, learned, records = (
         run.facts(at + "aggregate"),
         run.facts(at + "learn"),
-        run.facts("prepare")["records"],
+        run.records,
     )
     certificates = layout.certificates(run, round)
     certified = {one.silo: one for one in certificates}

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_run import call, files_below, recipe_for, write_recipe
 
-from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.errors import HeldError, PrivacyError, UserError
 from tutelage.configs.load import load_recipe, parse_recipe
-from tutelage.configs.store import canonical_json, file_digest
+from tutelage.configs.store import RunDir, canonical_json, file_digest
 from tutelage.flows import layout
 from tutelage.flows.budget import accounts, recompute_run
 from tutelage.flows.federation import exchange as at
-from tutelage.flows.federation.coordinator import _awaited, coordinator_key, exchange_of
+from tutelage.flows.federation.coordinator import _awaited, coordinator_key, exchange_of, prepare
 from tutelage.flows.federation.exchange import Exchange
 from tutelage.flows.federation.silo import Silo, _asked, advance, advance_flow, agreed, create
 from tutelage.flows.stage import Run, StageError, create_run, open_run
@@ -474,7 +474,50 @@ def test_an_exchange_that_is_not_there_is_named_without_credentials(tmp_path: Pa
 
 
 def test_a_run_that_is_not_open_yet_is_waited_for(made: Path) -> None:
-    assert advance(Silo.open(made.parent / "north"), "small-1") == [at.RUN]
+    assert advance(Silo.open(made.parent / "north"), "small-00000000") == [at.RUN]
+
+
+@pytest.mark.parametrize("run_id", ["../../etc", "a/b-00000000", ".", "", "small-00000000/..", "small-1"])
+def test_a_runs_id_names_no_other_folder(made: Path, run_id: str) -> None:
+    with pytest.raises(UserError, match="no run's id"):
+        advance(Silo.open(made.parent / "north"), run_id)
+
+
+def test_a_silo_at_work_in_another_process_is_no_refusal(made: Path, tmp_path: Path) -> None:
+    run, silo = opened(made, tmp_path / "here" / "run"), Silo.open(tmp_path / "north")
+    with RunDir(silo.folder(run.id)).locked(), pytest.raises(HeldError):
+        advance(silo, run.id)
+    assert exchange_of(run).refused("north", {"north": silo.key.public_hex}) is None
+
+
+def test_nothing_is_handed_out_before_it_is_written_down(made: Path, tmp_path: Path) -> None:
+    run = create_run(load_recipe(made), tmp_path / "here" / "run")
+    files, facts = prepare.__wrapped__(run)
+    assert not (tmp_path / "exchange").exists()
+    assert {path.name for path in files} > {"north", "south", "canaries.jsonl"}
+    assert "records" not in facts
+
+
+def test_an_exchange_that_is_out_of_reach_for_a_while_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at, "SECONDS_BETWEEN_LOOKS", 0.01)
+    looks = iter([UserError("gone", key="exchange"), None, UserError("gone", key="exchange"), "found"])
+
+    def look() -> str | None:
+        found = next(looks)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    assert at.patiently(look, 60) == "found"
+
+    def gone() -> str | None:
+        raise UserError("gone", key="exchange")
+
+    with pytest.raises(UserError, match="gone"):
+        at.patiently(gone, 0.05)
+    assert at.patiently(lambda: None, 0.05) is None
+    with pytest.raises(UserError, match="other"):
+        at.patiently(lambda: (_ for _ in ()).throw(UserError("other")), 60)
 
 
 STATEMENT = Handed(

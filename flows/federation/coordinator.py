@@ -7,16 +7,14 @@ screened only, figures of overlap; no record, no draft and no ledger leaves a si
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import fetch_mail
 from tutelage.configs.schema import FederationConfig, FileData, Recipe
-from tutelage.configs.store import canonical_json, files_below, write_atomic
+from tutelage.configs.store import canonical_json, file_digest, files_below, write_atomic
 from tutelage.flows import layout
 from tutelage.flows.federation import exchange as at
 from tutelage.flows.federation.exchange import Exchange
@@ -32,15 +30,14 @@ from tutelage.privacy.release import LessonSet
 from tutelage.privacy.sources import Loaded, load_records
 from tutelage.privacy.vault import dump_records, write_records
 
-_SECONDS_BETWEEN_LOOKS = 2.0
-
 
 @stage(version=1)
 def prepare(run: Run) -> Done:
-    """Deal this run's own records out to test set, members, non-members and canaries, and open the run to its silos.
+    """Deal this run's own records out to test set, members, non-members and canaries.
 
     Canaries and members are planted: each silo gets its share, sealed, and puts it among its records. So the attacks
-    know what was there and what was not, without a record of any silo.
+    know what was there and what was not, without a record of any silo. Nothing of it is handed out before all of it is
+    written down, or a run that was killed in between would plant one thing and look for another.
     """
     recipe, federation = run.recipe, _federation(run)
     dealt = deal(load_records(recipe.data, recipe.task, fetch_mail), recipe)
@@ -56,21 +53,24 @@ def prepare(run: Run) -> Done:
         canaries.write_canaries(layout.evaluation_path(run, "canaries"), planted),
         write_atomic(layout.public_keys_path(run), canonical_json(public_keys) + "\n"),
     ]
-    exchange, digests = exchange_of(run), {}
     for name in names:
-        exchange.open_to_all(at.place_of(name))
         sealed = seal(dump_records(shares[name]), federation.silos[name].sealing, at.about_planted(run.id, name))
-        exchange.put(at.sealed(name), sealed)
-        digests[name] = hashlib.sha256(sealed).hexdigest()
-    exchange.say(at.RUN, coordinator_key(run.dir.root.parent), {"recipe": _handed_out(recipe), "sealed": digests})
-    records = {name: _units(_awaited(run, name, "prepare")) for name in names}
-    return files, facts_of_run(recipe, dealt, nonmembers, records)
+        files.append(write_atomic(_sealed_path(run, name), sealed))
+    return files, facts_of_run(recipe, dealt, nonmembers)
 
 
 @stage(version=1)
 def index(run: Run, silo: str) -> Done:
-    """Nothing here: a silo embeds its records at its own place."""
-    return [], {}
+    """Open the run to its silos, and wait until this one has prepared itself: it says how many units it has."""
+    exchange = exchange_of(run)
+    digests = {}
+    for name in run.silos:
+        exchange.open_to_all(at.place_of(name))
+        exchange.put(at.sealed(name), _sealed_path(run, name))
+        digests[name] = file_digest(_sealed_path(run, name))
+    facts = {"recipe": _handed_out(run.recipe), "sealed": digests}
+    exchange.say(at.RUN, coordinator_key(run.dir.root.parent), facts)
+    return [], {"units": int(_awaited(run, silo, "prepare").facts["units"])}
 
 
 @stage(version=1)
@@ -188,25 +188,28 @@ def _awaited(run: Run, silo: str, name: str, *where: int) -> Handed:
     exchange, federation = exchange_of(run), _federation(run)
     keys = {name: one.signing for name, one in federation.silos.items()}
     named = stage_name(name, *where, silo)
-    until, said = time.monotonic() + federation.patience_s, False
-    while True:
+    said = False
+
+    def look() -> Handed | None:
+        nonlocal said
         statement = exchange.take(silo, named, keys)
-        if statement is not None:
-            return statement
-        refused = exchange.refused(silo, keys)
+        refused = exchange.refused(silo, keys) if statement is None else None
         if refused is not None:
             raise refused
-        if time.monotonic() > until:
-            raise UserError(
-                f"silo {silo} has not handed over {named} within {federation.patience_s} s",
-                file=run.dir.root,
-                key="federation.patience_s",
-                remedy="is its worker running? Then `tutelage resume` this run",
-            )
-        if not said:
+        if statement is None and not said:
             print(f"  {named:<28} waits for silo {silo}", file=sys.stderr, flush=True)
             said = True
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return statement
+
+    statement = at.patiently(look, federation.patience_s)
+    if statement is None:
+        raise UserError(
+            f"silo {silo} has not handed over {named} within {federation.patience_s} s",
+            file=run.dir.root,
+            key="federation.patience_s",
+            remedy="is its worker running? Then `tutelage resume` this run",
+        )
+    return statement
 
 
 def _fetch(run: Run, statement: Handed, path: Path) -> None:
@@ -218,9 +221,8 @@ def _federation(run: Run) -> FederationConfig:
     return run.recipe.federation
 
 
-def _units(statement: Handed) -> int:
-    units: int = statement.facts["units"]
-    return units
+def _sealed_path(run: Run, silo: str) -> Path:
+    return run.dir.vault / "sealed" / silo
 
 
 def _handed_out(recipe: Recipe) -> dict[str, Any]:

@@ -15,9 +15,10 @@ what it agreed to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.schema import Recipe
@@ -28,6 +29,8 @@ from tutelage.privacy.handed import Handed
 from tutelage.privacy.keys import SiloKey
 
 _KEY = "exchange"
+SECONDS_BETWEEN_LOOKS = 2.0
+Found = TypeVar("Found")
 
 
 class Exchange:
@@ -179,6 +182,30 @@ class Exchange:
 _COORDINATOR = "_run"
 """Who says what a run says. No silo can have this name."""
 _REFUSED = "refused"
+
+
+def patiently(look: Callable[[], Found | None], patience_s: float) -> Found | None:
+    """What a look at an exchange finds, as soon as it finds something; None: it has not, for so long.
+
+    Raises:
+        UserError: from the look; or the exchange couldn't be reached, also at the last look. Until then that is borne.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        late, found = time.monotonic() > until, None
+        try:
+            found = look()
+        except UserError as error:
+            if late or not unreached(error):
+                raise
+        if late or found is not None:
+            return found
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def unreached(error: UserError) -> bool:
+    """Whether it says that an exchange could not be used, which may pass."""
+    return error.key == _KEY
 
 
 def runs_at(address: str) -> list[str]:

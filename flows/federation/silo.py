@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from typing import Any
 
 from prefect import flow
 
-from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.errors import HeldError, PrivacyError, UserError
 from tutelage.configs.load import load_silo, parse_recipe
 from tutelage.configs.models import check_model, fetch_mail
 from tutelage.configs.schema import FederationConfig, FileData, Recipe, SiloConfig
@@ -40,7 +41,7 @@ from tutelage.privacy.sources import load_records
 from tutelage.privacy.units import by_owner, by_record
 from tutelage.privacy.vault import PrivateRecord, parse_records, write_records
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]*-[0-9a-f]{8}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,13 @@ class Silo:
         return self.exchange(run_id).said(name, self.config.coordinator)
 
     def folder(self, run_id: str) -> Path:
-        """The silo's own folder of a run."""
+        """The silo's own folder of a run.
+
+        Raises:
+            UserError: that is no run's id.
+        """
+        if not _RUN_ID.fullmatch(run_id):
+            raise UserError("this is no run's id", key="run_id", remedy="as `tutelage list` shows it there")
         return self.home / "runs" / run_id
 
 
@@ -222,18 +229,22 @@ def advance(silo: Silo, run_id: str) -> list[str]:
         UserError: the recipe asks for more than the silo agrees to or has left to spend. The run is told.
         PrivacyError: something is not signed as it should be. The run is told, if it is the coordinator's.
         StageError: a stage stopped. The run is told that, and this silo's log why.
+        HeldError: another process does it already.
     """
-    exchange = silo.exchange(run_id)
+    me, root, exchange = silo.config.name, silo.folder(run_id), silo.exchange(run_id)
     said = silo.said(run_id, at.RUN)
     if said is None:
         return [at.RUN]
-    me = silo.config.name
     try:
         recipe = agreed(silo, parse_recipe(said["recipe"]))
-        with RunDir(silo.folder(run_id)).locked():
+        with RunDir(root).locked():
             exchange.go_on(me, silo.key)
-            return _steps(silo, exchange, create_run(recipe, silo.folder(run_id), run_id, me))
+            return _steps(silo, exchange, create_run(recipe, root, run_id, me))
+    except HeldError:
+        raise
     except UserError as error:  # of recipe and settings: those of stages are `StageError`s
+        if at.unreached(error):
+            raise
         exchange.refuse(me, silo.key, error.problem, error.remedy)
         raise
     except (PrivacyError, StageError) as error:
@@ -291,10 +302,26 @@ def take_part(silo: Silo, run_id: str) -> None:
         PrivacyError: as `advance`.
         StageError: as `advance`.
     """
-    awaited = [at.RUN]
+    awaited, patience_s = [at.RUN], float(_FIRST_WORD_S)
+
+    def look() -> list[str] | None:
+        if not silo.exchange(run_id).has(*awaited):
+            return None
+        try:
+            return advance(silo, run_id)
+        except HeldError:
+            return None
+
     while awaited:
-        _until(silo, run_id, awaited)
-        awaited = advance(silo, run_id)
+        found = at.patiently(look, patience_s)
+        if found is None:
+            raise UserError(
+                f"the run has not gone on within {patience_s:g} s", file=run_id,
+                remedy="is it still running? It calls this silo when it is resumed",
+            )  # fmt: skip
+        awaited = found
+        said = silo.said(run_id, at.RUN)
+        patience_s = said["recipe"]["federation"]["patience_s"] if said else _FIRST_WORD_S
 
 
 @flow(name="silo", persist_result=False, log_prints=False, retries=0)
@@ -317,25 +344,38 @@ def work(silo: Silo, only: str | None, say: Callable[[str], None]) -> None:
     """
     awaited: dict[str, list[str]] = {only: [at.RUN]} if only else {}
     while True:
-        if only is None:
-            for run_id in at.runs_at(silo.config.exchange):
-                if run_id not in awaited:
-                    awaited[run_id] = [at.RUN] if _asked(silo, run_id, say) else []
-        for run_id, names in awaited.items():
-            if not names or not silo.exchange(run_id).has(*names):
-                continue
-            try:
-                awaited[run_id] = advance_flow(str(silo.home), run_id)
-            except (UserError, PrivacyError, StageError) as error:
-                if only:
-                    raise
-                say(f"{run_id}: {error}")
-                awaited[run_id] = []
-            if not awaited[run_id]:
-                say(f"{run_id}: this silo's part has ended")
+        try:
+            _look_around(silo, only, awaited, say)
+        except UserError as error:
+            if not at.unreached(error):
+                raise
+            say(str(error))
         if only and not awaited[only]:
             return
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(at.SECONDS_BETWEEN_LOOKS)
+
+
+def _look_around(silo: Silo, only: str | None, awaited: dict[str, list[str]], say: Callable[[str], None]) -> None:
+    """Look at every run once, and do what can be done; `awaited` says for what each waits."""
+    if only is None:
+        for run_id in at.runs_at(silo.config.exchange):
+            if run_id not in awaited:
+                awaited[run_id] = [at.RUN] if _asked(silo, run_id, say) else []
+    for run_id, names in awaited.items():
+        if not names or not silo.exchange(run_id).has(*names):
+            continue
+        try:
+            awaited[run_id] = advance_flow(str(silo.home), run_id)
+        except HeldError:
+            continue
+        except (UserError, PrivacyError, StageError) as error:
+            if only or (isinstance(error, UserError) and at.unreached(error)):
+                raise
+            say(f"{run_id}: {error}; once that is mended, start this again")
+            awaited[run_id] = []
+            continue
+        if not awaited[run_id]:
+            say(f"{run_id}: this silo's part is done")
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------
@@ -343,19 +383,6 @@ def work(silo: Silo, only: str | None, say: Callable[[str], None]) -> None:
 
 def _here(run: Run) -> Silo:
     return Silo.open(run.dir.root.parents[1])
-
-
-def _until(silo: Silo, run_id: str, names: list[str]) -> None:
-    said, exchange = silo.said(run_id, at.RUN), silo.exchange(run_id)
-    patience_s = said["recipe"]["federation"]["patience_s"] if said else _FIRST_WORD_S
-    until = time.monotonic() + patience_s
-    while not exchange.has(*names):
-        if time.monotonic() > until:
-            raise UserError(
-                f"the run has not gone on within {patience_s} s", file=exchange.run_id,
-                remedy="is it still running? It calls this silo when it is resumed",
-            )  # fmt: skip
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _asked(silo: Silo, run_id: str, say: Callable[[str], None]) -> bool:
