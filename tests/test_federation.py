@@ -59,6 +59,7 @@ def places(folder: Path, mails: Path, model: Path, exchange: str, epsilon: float
     del recipe["data"]["silos"]
     recipe["measure"]["originals"] = False
     recipe["screen"]["min_words"] = 1
+    recipe["attack"]["run"] = ["loss"]
     if epsilon is not None:
         recipe["teach"] = {"model": str(model), "prompts_per_label": 4, "max_new_tokens": 12, "batch_rows": 8}
     recipe["federation"] = {"exchange": exchange, "silos": silos, "patience_s": 400}
