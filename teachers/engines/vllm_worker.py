@@ -20,6 +20,7 @@ import signal
 import struct
 import threading
 import time
+import traceback
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct(">I")
@@ -62,6 +63,7 @@ def main() -> None:
     try:
         llm = _load(requests.get()["llm"])
     except BaseException as error:  # no private text has been read yet
+        traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
         _end()
     send(answers, {"ready": {"max_model_len": llm.model_config.max_model_len}})
@@ -70,6 +72,7 @@ def main() -> None:
         try:
             send(answers, _answer(llm, request, answers))
         except BaseException as error:
+            traceback.print_exc()  # nobody sees it, unless it was asked for: it may quote a prompt
             send(answers, {"failed": type(error).__name__})
             _end()
 
@@ -78,8 +81,11 @@ def _load(settings: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    here = current_platform.is_cpu()
     if settings["enforce_eager"] is None:  # compiling for a processor takes longer than it saves
-        settings["enforce_eager"] = current_platform.is_cpu()
+        settings["enforce_eager"] = here
+    if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
+        settings["enable_chunked_prefill"] = False
     return LLM(**settings, disable_log_stats=True)
 
 
