@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
+from pydantic_core import CoreSchema
 
 from tutelage.configs.records import Frozen
 
@@ -237,8 +238,16 @@ def _by_name(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+class _OrItsName:
+    """Says in the JSON schema that a name will do."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"enum": ["transformers", "vllm"]}, handler(core)]}
+
+
 EngineConfig = Annotated[
-    TransformersConfig | VllmConfig | OpenAIConfig, Field(discriminator="kind"), BeforeValidator(_by_name)
+    TransformersConfig | VllmConfig | OpenAIConfig, Field(discriminator="kind"), BeforeValidator(_by_name), _OrItsName()
 ]
 
 
