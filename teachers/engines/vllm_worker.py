@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _load(settings: dict[str, Any]) -> Any:
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
     here = current_platform.is_cpu()
@@ -86,7 +86,10 @@ def _load(settings: dict[str, Any]) -> Any:
         settings["enforce_eager"] = here
     if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
         settings["enable_chunked_prefill"] = False
-    return LLM(**settings, disable_log_stats=True)
+    llm = LLM(**settings, disable_log_stats=True)
+    # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
+    llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
+    return llm
 
 
 def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
