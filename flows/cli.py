@@ -124,6 +124,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         typer.echo(json.dumps(made.as_dict(), indent=1))
         return
     sizes = ", ".join(f"{name} {count}" for name, count in made.records_per_silo.items())
+    by = "" if made.engine == made.measured_with else f" (by {made.measured_with}: {made.engine} has another speed)"
     for name, value in (
         ("records per silo", sizes),
         ("held apart", f"{made.test_records} test, {made.nonmember_records} non-members"),
@@ -131,7 +132,8 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         ("drafts", f"{made.drafts} with up to {made.generated_tokens:,} tokens"),
         ("training", f"{made.training_tokens:,} tokens"),
         ("scoring", f"{made.scored_tokens:,} tokens"),
-        ("speed measured", f"{made.prefill_tokens_per_s:.0f} tokens/s read, {made.decode_tokens_per_s:.0f} written"),
+        ("speed measured", f"{made.prefill_tokens_per_s:.0f} tokens/s read, {made.decode_tokens_per_s:.0f} written"
+                           f"{by}"),
         ("estimate", f"{made.total_minutes:.0f} min: teach {made.teach_minutes:.1f}, train {made.train_minutes:.1f}, "
                      f"measure {made.measure_minutes:.1f}"),
         ("memory", f"about {made.memory_gib} GiB"),

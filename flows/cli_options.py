@@ -29,11 +29,21 @@ Jobs = Annotated[
 
 
 def check_models(recipe: Recipe) -> None:
-    """Stop where a recipe's models can't be had."""
+    """Stop where a recipe's models, or what its teachers run on, can't be had."""
     from tutelage.configs.models import check_model
+    from tutelage.configs.schema import OpenAIConfig, VllmConfig
+    from tutelage.teachers.engines.openai import read_key
+    from tutelage.teachers.engines.vllm import vllm_python
 
     for name in (recipe.teach.model, recipe.student.base):
         check_model(name)
+    if recipe.federation:  # its teachers are elsewhere
+        return
+    match recipe.teach.engine:
+        case VllmConfig():
+            vllm_python()
+        case OpenAIConfig() as server:
+            read_key(server)
 
 
 def follow(flow_run: UUID, root: Path) -> None:

@@ -10,8 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.models import best_dtype, cache_dir
 from tutelage.configs.store import free_disk_gib
+from tutelage.teachers.engines.vllm import vllm_python
 
 _NEEDED_DISK_GIB = 5.0
 _NEEDED_MEMORY_GIB = 6.0
@@ -52,7 +54,15 @@ def examine() -> list[Finding]:
         ),
         Finding("cache", _writable(cache_dir()), str(cache_dir()), "set TUTELAGE_CACHE to a folder you can write to"),
         Finding("processor", True, f"{os.cpu_count()} cores{computing}"),
+        Finding("vllm", True, _vllm()),
     ]
+
+
+def _vllm() -> str:
+    try:
+        return str(vllm_python())
+    except UserError:
+        return "none, and only teach.engine: vllm needs it (make vllm)"
 
 
 def _writable(folder: Path) -> bool:

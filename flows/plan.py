@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import fetch_mail, load_model, resolve_model
-from tutelage.configs.schema import ClassificationTask, FormalPrivacy, PrivatePredictionPrivacy, Recipe
+from tutelage.configs.schema import ClassificationTask, FormalPrivacy, OpenAIConfig, PrivatePredictionPrivacy, Recipe
 from tutelage.flows.bargain import Bargain, bargain
 from tutelage.privacy.partition import Partition, partition
 from tutelage.privacy.sources import Loaded, load_records
@@ -43,6 +43,10 @@ class Plan:
     memory_gib: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    measured_with: str
+    """The engine that the speeds were measured with, and the times estimated by."""
+    engine: str
+    """The engine that the recipe's teachers write with."""
     bargain: Bargain | None
     """What ε buys; None where lessons are screened only."""
 
@@ -55,12 +59,18 @@ def plan(recipe: Recipe) -> Plan:
     """Read and deal out the data as a run would, and estimate the cost. Writes nothing but the download cache.
 
     Raises:
-        UserError: whatever a run would complain about in the data or the models; or its silos are elsewhere.
+        UserError: whatever a run would complain about in the data or the models; or its silos are elsewhere, or its
+            teachers on a server.
     """
     if recipe.federation:
         raise UserError(
             "the silos are elsewhere, and nobody here knows how many records they have", key="federation",
             remedy="plan the same recipe without it, on records like theirs",
+        )  # fmt: skip
+    if isinstance(recipe.teach.engine, OpenAIConfig):
+        raise UserError(
+            "how fast a server writes can't be measured here", key="teach.engine",
+            remedy="--set teach.engine=transformers plans the rest, if the model can be had here",
         )  # fmt: skip
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
@@ -132,6 +142,8 @@ def plan(recipe: Recipe) -> Plan:
         memory_gib=round(3 * parameters / 2**30 + 1.5 + teach.batch_rows * 0.02, 1),
         prefill_tokens_per_s=prefill,
         decode_tokens_per_s=decode,
+        measured_with="transformers",
+        engine=recipe.teach.engine.kind,
         bargain=bargain(recipe, min(_units(records, loaded, formal) for records in dealt.silos.values())),
     )
 

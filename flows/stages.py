@@ -8,15 +8,25 @@ no other's; `learn` reads released lessons only.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from tutelage.configs.models import fetch_mail, resolve_model
-from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy, Recipe, ScreenConfig
+from tutelage.configs.models import fetch_mail, hub_name, resolve_model
+from tutelage.configs.schema import (
+    ClassificationTask,
+    OpenAIConfig,
+    PrivateEvolutionPrivacy,
+    Recipe,
+    ScreenConfig,
+    TeachConfig,
+    TransformersConfig,
+    VllmConfig,
+)
 from tutelage.configs.store import canonical_json, file_digest, write_atomic
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
@@ -34,7 +44,10 @@ from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, read_records, write_records
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import examples, instructions, prompts
+from tutelage.teachers.engines.base import Engine
+from tutelage.teachers.engines.openai import OpenAIEngine
 from tutelage.teachers.engines.transformers import TransformersEngine
+from tutelage.teachers.engines.vllm import VllmEngine
 
 # ---- once a run -------------------------------------------------------------------------------------------------
 
@@ -94,14 +107,15 @@ def index(run: Run, silo: str) -> Done:
 def teach(run: Run, round: int, silo: str) -> Done:
     """A silo's teacher writes drafts and wordings of an instruction, into the silo's vault."""
     recipe, records = run.recipe, layout.records(run, silo)
-    engine = teacher_engine(recipe.teach.model, recipe.teach.batch_rows)
-    if recipe.formal:
-        drafts, facts = formal.teach(run, engine, round, silo)
-        return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
     topics = layout.topics(run, round)
     place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
-    written = examples.write_examples(engine, records, task=recipe.task, config=recipe.teach, topics=topics, **place)
-    wordings = instructions.write_instruction(engine, records, task=recipe.task, config=recipe.teach, **place)
+    asked: dict[str, Any] = {"task": recipe.task, "config": recipe.teach, **place}
+    with contextlib.closing(teacher_engine(recipe.teach)) as engine:
+        if recipe.formal:
+            drafts, facts = formal.teach(run, engine, round, silo)
+            return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
+        written = examples.write_examples(engine, records, topics=topics, **asked)
+        wordings = instructions.write_instruction(engine, records, **asked)
     path = write_drafts(layout.drafts_path(run, round, silo), [*written.drafts, *wordings])
     facts = {
         "prompts": written.prompts,
@@ -157,8 +171,8 @@ def certify(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     """A silo's teacher does the round's work once more at another ε, into the vault."""
-    engine = teacher_engine(run.recipe.teach.model, run.recipe.teach.batch_rows)
-    drafts, _ = formal.teach(run, engine, round, silo, bracket)
+    with contextlib.closing(teacher_engine(run.recipe.teach)) as engine:
+        drafts, _ = formal.teach(run, engine, round, silo, bracket)
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
@@ -249,8 +263,29 @@ def _votes_are_counted(recipe: Recipe) -> bool:
     return evolves or (recipe.formal is not None and recipe.aggregate.method == "vote")
 
 
+def teacher_engine(teach: TeachConfig) -> Engine:
+    """What the recipe's teachers write with. Whoever asks for it closes it."""
+    engine = teach.engine
+    match engine:
+        case TransformersConfig():
+            return transformers_engine(teach)
+        case VllmConfig():
+            return VllmEngine(resolve_model(teach.model), engine)
+        case OpenAIConfig():
+            return OpenAIEngine(
+                resolve_model(teach.model, weights=False), engine, engine.model or hub_name(teach.model)
+            )
+        case _:
+            assert_never(engine)
+
+
+def transformers_engine(teach: TeachConfig) -> TransformersEngine:
+    """What formal private prediction needs: the model itself. The same for all silos that this process teaches."""
+    return _loaded(teach.model, teach.batch_rows)
+
+
 @functools.lru_cache(maxsize=1)
-def teacher_engine(model: str, batch_rows: int) -> TransformersEngine:
+def _loaded(model: str, batch_rows: int) -> TransformersEngine:
     return TransformersEngine(resolve_model(model), batch_rows)
 
 

@@ -28,6 +28,8 @@ class _Double:
     def chat(self, system: str, user: str) -> str:
         return f"{system}\n{user}\nAdvice:"
 
+    def close(self) -> None: ...
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -386,6 +386,25 @@ def test_the_schema_is_json_and_knows_every_section(call: Callable[..., Shown]) 
     assert schema["additionalProperties"] is False
 
 
+def test_what_an_engine_needs_is_looked_for_before_a_run(
+    call: Callable[..., Shown], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data.jsonl").write_bytes(jsonl(good_rows()))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_for("data.jsonl")))
+    monkeypatch.setenv("TUTELAGE_VLLM", str(tmp_path / "no-python"))
+    monkeypatch.delenv("OUR_KEY", raising=False)
+    server = "teach.engine={kind: openai, url: 'http://127.0.0.1:9/v1', key_env: OUR_KEY}"
+    for engine, said in (("teach.engine=vllm", "make vllm"), (server, "export OUR_KEY=")):
+        for command in (["validate", recipe], ["run", recipe, "--run-dir", tmp_path / "run"]):
+            shown = call(*command, "--set", engine)
+            assert shown.code == 2
+            assert said in shown.err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("OUR_KEY", "sk-some")
+    assert call("validate", recipe, "--set", server).code == 0
+
+
 def test_doctor_in_both_forms(call: Callable[..., Shown]) -> None:
     shown = call("doctor", "--json")
     findings = json.loads(shown.out)

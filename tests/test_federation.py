@@ -275,6 +275,29 @@ def test_a_silo_runs_a_recipe_on_its_own_terms(made: Path, tiny_model: Path) -> 
     assert here.data.records == silo.config.records
 
 
+def test_no_recipe_has_a_silo_send_its_records_to_a_server(made: Path) -> None:
+    server = {"kind": "openai", "url": "https://models.example/v1", "trusted": True}
+    evolution = {"mechanism": "private_evolution", "epsilon": 4.0, "brackets": []}
+    teach = {"model": load_recipe(made).teach.model}
+
+    def asked(engine: Any) -> Any:
+        recipe = {**yaml.safe_load(made.read_text()), "privacy": evolution, "teach": {**teach, "engine": engine}}
+        return parse_recipe(recipe)
+
+    silo = Silo.open(made.parent / "north")
+    with pytest.raises(UserError, match="ask a server"):
+        agreed(silo, asked(server))
+    assert agreed(silo, asked("vllm")).teach.engine.kind == "vllm"
+
+    settings = made.parent / "north" / "silo.yaml"
+    settings.write_text(settings.read_text() + "engine: {kind: openai, url: 'http://127.0.0.1:8000/v1'}\n")
+    own = agreed(Silo.open(made.parent / "north"), asked(server)).teach.engine
+    assert own.kind == "openai"
+    assert own.url == "http://127.0.0.1:8000/v1"
+    with pytest.raises(UserError, match="private_prediction needs transformers"):
+        agreed(Silo.open(made.parent / "north"), load_recipe(made))
+
+
 def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
     other = create(
         made.parent / "other", "north", str(made.parent / "exchange"), "0" * 64, made.parent / "north.jsonl", 4.0

@@ -235,6 +235,86 @@ def test_keys_that_contradict_each_other_are_named(data: dict[str, Any], named: 
     assert all(name in problem for name in named), problem
 
 
+# ---- engines ------------------------------------------------------------------------------------------------------
+
+
+HERE = {"kind": "openai", "url": "http://127.0.0.1:8000/v1/"}
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", {"kind": "vllm", "dtype": "float16"}, HERE])
+def test_an_engine_is_a_name_or_has_settings(engine: Any) -> None:
+    recipe = parse_recipe(changed("teach.engine", engine))
+    assert recipe.teach.engine.kind == (engine if isinstance(engine, str) else engine["kind"])
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "said"),
+    [
+        ({"kind": "vllm", "dtyp": "float16"}, "teach.engine.dtyp", "unknown key"),
+        ({"kind": "vllm", "dtype": "int8"}, "teach.engine.dtype", "'float16'"),
+        ({"kind": "vllm", "max_model_len": True}, "teach.engine.max_model_len", "true or false"),
+        ({"kind": "vllm", "gpu_memory_utilization": 1.1}, "teach.engine.gpu_memory_utilization", "less than"),
+        ({"kind": "vllm", "python": "/bin/sh"}, "teach.engine.python", "unknown key"),
+        ({"kind": "transformers", "dtype": "auto"}, "teach.engine.dtype", "unknown key"),
+        ({"url": "http://127.0.0.1/v1"}, "teach.engine", "kind"),
+        ("openai", "teach.engine.url", "missing"),
+        ({**HERE, "url": "127.0.0.1:8000"}, "teach.engine.url", "an http or https address"),
+        ({**HERE, "url": "file:///v1"}, "teach.engine.url", "an http or https address"),
+        ({**HERE, "url": "http://127.0.0.1:port/v1"}, "teach.engine.url", "an http or https address"),
+        ({**HERE, "url": "http://me:secret@127.0.0.1/v1"}, "teach.engine.url", "no credentials"),
+        ({**HERE, "url": "http://127.0.0.1/v1?key=secret"}, "teach.engine.url", "no credentials"),
+        ({**HERE, "key": "secret"}, "teach.engine.key", "unknown key"),
+        ({**HERE, "key_env": "sk-secret"}, "teach.engine.key_env", "pattern"),
+        ({**HERE, "url": "https://api.example/v1"}, "teach.engine", "trust boundary"),
+        ({**HERE, "url": "http://127.0.0.1.example/v1"}, "teach.engine", "trust boundary"),
+        ({**HERE, "url": "http://10.0.0.1/v1"}, "teach.engine", "trust boundary"),
+        ({**HERE, "url": "http://10.0.0.1/v1", "trusted": True, "key_env": "KEY"}, "teach.engine", "https"),
+    ],
+)
+def test_what_is_wrong_with_an_engine(engine: Any, key: str, said: str) -> None:
+    error = refused(changed("teach.engine", engine))
+    assert error.key == key
+    assert said in error.problem
+    assert "secret" not in f"{error} {error.remedy}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8000/v1", "http://[::1]:8000/v1", "https://127.8.0.1/v1", "HTTP://LOCALHOST/v1"]
+)
+def test_an_endpoint_on_this_machine_needs_no_word_of_trust(url: str) -> None:
+    parse_recipe(changed("teach.engine", {"kind": "openai", "url": url}))
+
+
+@pytest.mark.parametrize("url", ["https://models.example/v1", "http://10.0.0.1/v1"])
+def test_an_endpoint_elsewhere_that_is_trusted(url: str) -> None:
+    parse_recipe(changed("teach.engine", {"kind": "openai", "url": url, "trusted": True}))
+
+
+@pytest.mark.parametrize("engine", ["vllm", HERE])
+def test_private_prediction_needs_the_scores_of_every_token(engine: Any) -> None:
+    data = yaml.safe_load((CONFIGS / "strict_dp.yaml").read_text())
+    data["teach"]["engine"] = engine
+    assert "private_prediction needs transformers" in refused(data).problem
+    data["privacy"] = {"mechanism": "private_evolution", "epsilon": 4}
+    parse_recipe(data)
+
+
+def test_top_k_needs_a_server_that_takes_it() -> None:
+    data = changed("teach.engine", {**HERE, "extensions": False})
+    data["teach"]["top_k"] = 5
+    assert "teach.top_k" in refused(data).problem
+    data["teach"]["top_k"] = 0
+    parse_recipe(data)
+
+
+def test_an_engine_is_named_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(DEMO_TEXT)
+    assert load_recipe(path, ("teach.engine=vllm",)).teach.engine.kind == "vllm"
+    assert load_recipe(path, ("teach.engine.kind=vllm", "teach.engine.dtype=float32")).teach.engine.kind == "vllm"
+
+
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.flows.cli import main
 from tutelage.flows.plan import Plan, plan
@@ -119,3 +120,19 @@ def test_the_command_prints_it(
              "decode_tokens_per_s"]  # fmt: skip
     assert replace(counted, **{name: getattr(made, name) for name in timed}) == made
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"], "a plan writes nothing"
+
+
+def test_times_are_measured_with_transformers_whatever_the_engine(data: Path, tiny_model: Path, made: Plan) -> None:
+    recipe = recipe_for(data, tiny_model)
+    recipe["teach"]["engine"] = "vllm"
+    planned = plan(parse_recipe(recipe))
+    assert (planned.engine, planned.measured_with) == ("vllm", "transformers")
+    assert planned.generated_tokens == made.generated_tokens
+
+
+def test_a_server_cannot_be_measured(data: Path, tiny_model: Path) -> None:
+    recipe = recipe_for(data, tiny_model)
+    recipe["teach"]["engine"] = {"kind": "openai", "url": "http://127.0.0.1:9/v1"}
+    with pytest.raises(UserError, match="can't be measured") as caught:
+        plan(parse_recipe(recipe))
+    assert "teach.engine=transformers" in (caught.value.remedy or "")

@@ -21,7 +21,7 @@ _TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, *, seed: int = 0, head_dim: int = 8) -> Path:
     """Write a tiny random model and its tokenizer into `folder`, unless they are there already.
 
     The weights are spread wider than at a usual initialisation, so that the logits differ from one another.
@@ -29,6 +29,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     Args:
         folder: Made if missing.
         seed: Seeds the weights; two seeds give two different models with the same tokenizer.
+        head_dim: Width of an attention head. vLLM takes 32 and more on a processor.
 
     Returns:
         The folder, as `load_model` takes it.
@@ -68,6 +69,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=2048,
         initializer_range=0.2,
         tie_word_embeddings=True,

@@ -28,7 +28,7 @@ from prefect import flow
 from tutelage.configs.errors import HeldError, PrivacyError, UserError
 from tutelage.configs.load import load_silo, parse_recipe
 from tutelage.configs.models import check_model, fetch_mail
-from tutelage.configs.schema import FederationConfig, FileData, Recipe, SiloConfig
+from tutelage.configs.schema import FederationConfig, FileData, OpenAIConfig, Recipe, SiloConfig
 from tutelage.configs.store import RunDir, canonical_json, write_atomic
 from tutelage.flows import formal, layout, stages
 from tutelage.flows.federation import exchange as at
@@ -144,12 +144,19 @@ def agreed(silo: Silo, recipe: Recipe) -> Recipe:
         privacy = recipe.formal.model_copy(update=own if config.epsilon is None else {**own, "budget": config.epsilon})
     model = config.model or recipe.teach.model
     check_model(model)
+    if config.engine is None and isinstance(recipe.teach.engine, OpenAIConfig):
+        raise _more(silo, "has teachers ask a server, which would see this silo's records", "engine", "name it here")
+    engine = config.engine or recipe.teach.engine
+    try:
+        recipe.check_engine(engine)
+    except ValueError as error:
+        raise UserError(str(error), file=silo.home / "silo.yaml", key="engine", remedy="name another") from None
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"records": config.records}),
             "privacy": privacy,
             "screen": config.screen,
-            "teach": recipe.teach.model_copy(update={"model": model}),
+            "teach": recipe.teach.model_copy(update={"model": model, "engine": engine}),
         }
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
-from tutelage.configs.errors import PrivacyError
+from tutelage.configs.errors import PrivacyError, UserError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """Something that continues text: transformers here; vLLM and servers have the same face."""
+    """Something that continues text: a model in this process, vLLM in another, a server."""
 
     def generate(
         self,
@@ -64,3 +64,16 @@ class Engine(Protocol):
     def chat(self, system: str, user: str) -> str:
         """A chat prompt as this engine's model wants it, ready to be continued."""
         ...
+
+    def close(self) -> None:
+        """Give back what the engine holds of the machine, once a silo's teacher is done. It may be used again."""
+        ...
+
+
+def too_long(tokens: int, limit: int) -> UserError:
+    """What is said of texts that with their prompts become longer than what a model attends to."""
+    return UserError(
+        f"a prompt and its draft take {tokens} tokens; the model attends to {limit}",
+        key="teach",
+        remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
+    )

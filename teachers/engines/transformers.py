@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.configs.errors import UserError
 from tutelage.configs.models import load_model
 from tutelage.teachers.engines.attention import use_stacked_attention
-from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.engines.base import Generation, Sampling, too_long
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +36,9 @@ class TransformersEngine:
         """See `Engine.chat`."""
         turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def close(self) -> None:
+        """See `Engine.close`. The model stays, for the next silo's teacher and for whoever has loaded it."""
 
     def generate(
         self,
@@ -146,11 +148,7 @@ def check_length(model: Any, tokens: int) -> None:
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
     limit = min((one for one in limits if one), default=tokens)
     if tokens > limit:
-        raise UserError(
-            f"a prompt and its draft take {tokens} tokens; the model attends to {limit}",
-            key="teach",
-            remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
-        )
+        raise too_long(tokens, limit)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -1,0 +1,241 @@
+"""The vLLM engine: vLLM in a process and a Python environment of its own, and what this side says to it.
+
+Private prompts cross the two pipes and nothing else: no argument, no environment variable, no file, no log. What the
+process prints is thrown away, since vLLM quotes requests when it fails; `TUTELAGE_SHOW_MESSAGES=1` shows it. The
+protocol is told in vllm_worker.py, which is all that runs over there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.configs.errors import UserError
+from tutelage.configs.models import best_dtype, load_tokenizer
+from tutelage.configs.schema import VllmConfig
+from tutelage.teachers.engines.base import Generation, Sampling, too_long
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+PYTHON = "TUTELAGE_VLLM"
+"""Names the Python of the environment that has vLLM."""
+
+_LENGTH = struct.Struct(">I")
+_READ_BYTES = 1 << 16
+_SHOWN_CHARS = 300
+_LOOK_S = 1.0
+"""Between two looks at whether the process is there."""
+
+
+def vllm_python() -> Path:
+    """The Python that has vLLM: `$TUTELAGE_VLLM`, or that of `.vllm` beside the environment this runs in.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = os.environ.get(PYTHON)
+    path = Path(named) if named else Path(sys.prefix).parent / ".vllm" / "bin" / "python"
+    if not os.access(path, os.X_OK) or path.is_dir():
+        raise UserError(
+            "there is no Python with vLLM here", file=path, key="teach.engine",
+            remedy=f"`make vllm` builds one, or set {PYTHON} to the python of an environment that has vLLM",
+        )  # fmt: skip
+    return path
+
+
+class VllmEngine:
+    """Continues text with vLLM. The process begins with the first text and lasts until `close`.
+
+    Args:
+        folder: The model's folder.
+        config: The recipe's.
+
+    Raises:
+        UserError: there is no environment with vLLM.
+    """
+
+    def __init__(self, folder: Path, config: VllmConfig) -> None:
+        self.folder, self.config, self.python = folder, config, vllm_python()
+        self.tokenizer = load_tokenizer(folder)
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def chat(self, system: str, user: str) -> str:
+        """See `Engine.chat`."""
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:
+        """See `Engine.generate`.
+
+        Raises:
+            UserError: vLLM could not be started, or died; a prompt and its draft are too long.
+        """
+        if not prompts:
+            return []
+        request = {
+            "prompts": list(prompts),
+            "seeds": [random.Random(f"{seed}/{i}").getrandbits(48) for i in range(len(prompts))],
+            "sampling": {
+                "n": n,
+                "max_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "stop": [sampling.stop],
+            },
+        }
+        with self._at_work() as worker:
+            self._send(worker, request)
+            while "done" in (answer := self._receive(worker)):
+                if on_progress:
+                    on_progress(answer["done"])
+        if "too_long" in answer:
+            raise too_long(*answer["too_long"])
+        if "failed" in answer:
+            self.close()
+            raise UserError(
+                f"vLLM failed with {answer['failed']}", key="teach.engine",
+                remedy="TUTELAGE_SHOW_MESSAGES=1 shows what it prints, which may quote private text",
+            )  # fmt: skip
+        return [[Generation(text, finished) for text, finished in row] for row in answer["texts"]]
+
+    def close(self) -> None:
+        """End the process and all that it began. The next text begins another."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        # Before its leader is waited for, no other process group can have the number.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        for stream in (worker.stdin, worker.stdout):
+            with contextlib.suppress(OSError):
+                stream and stream.close()
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The process, begun if need be. Whatever goes wrong ends it: half an answer would be taken for the next."""
+        try:
+            yield self._worker or self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        worker = self._worker = subprocess.Popen(
+            # -I: else the folder of the program comes first, where `vllm` is this module
+            [str(self.python), "-I", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("TUTELAGE_SHOW_MESSAGES") else subprocess.DEVNULL,
+            env=self._environment(),
+            start_new_session=True,  # one group to end, and Ctrl-C is not for it
+        )
+        self._send(worker, {"llm": self._settings()})
+        answer = self._receive(worker, time.monotonic() + self.config.start_timeout_s)
+        if "failed" in answer:
+            why = " ".join(str(answer["why"]).split())[:_SHOWN_CHARS]
+            raise UserError(
+                f"vLLM did not load the model ({answer['failed']}: {why})", key="teach.engine",
+                remedy="mend the settings; TUTELAGE_SHOW_MESSAGES=1 shows all that it prints",
+            )  # fmt: skip
+        return worker
+
+    def _settings(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "model": str(self.folder.resolve()),
+            "dtype": _dtype(config),
+            "max_model_len": config.max_model_len,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "quantization": config.quantization,
+            "enforce_eager": config.enforce_eager,
+            "enable_prefix_caching": config.enable_prefix_caching,
+        }
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",  # the model is in a folder
+            "VLLM_CPU_KVCACHE_SPACE": str(self.config.kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two silos' processes would share the same cores
+        }
+
+    def _send(self, worker: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+        assert worker.stdin is not None
+        data = json.dumps(message).encode()
+        try:
+            worker.stdin.write(_LENGTH.pack(len(data)) + data)
+            worker.stdin.flush()
+        except BrokenPipeError:
+            raise self._died(worker) from None
+
+    def _receive(self, worker: subprocess.Popen[bytes], until: float | None = None) -> dict[str, Any]:
+        """The next message; `until`: on the monotonic clock.
+
+        Raises:
+            UserError: the process has ended, or it took too long.
+        """
+        assert worker.stdout is not None
+        pipe, data, wanted = worker.stdout.fileno(), bytearray(), _LENGTH.size
+        while len(data) < wanted:
+            ready, _, _ = select.select([pipe], [], [], _LOOK_S)
+            if not ready and _has_ended(worker):  # and something that it began holds the pipe open
+                raise self._died(worker)
+            if not ready and (until is None or time.monotonic() < until):
+                continue
+            if not ready:
+                raise UserError(
+                    f"vLLM was not ready after {self.config.start_timeout_s} s", key="teach.engine",
+                    remedy="raise teach.engine.start_timeout_s; TUTELAGE_SHOW_MESSAGES=1 shows what it does",
+                )  # fmt: skip
+            part = os.read(pipe, min(_READ_BYTES, wanted - len(data)))
+            if not part:
+                raise self._died(worker)
+            data += part
+            if len(data) == _LENGTH.size == wanted:
+                wanted += _LENGTH.unpack(data)[0]
+        message: dict[str, Any] = json.loads(data[_LENGTH.size :])
+        return message
+
+    def _died(self, worker: subprocess.Popen[bytes]) -> UserError:
+        os.waitid(
+            os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT
+        )  # close() must not be what ends it: it is asked how it did
+        self.close()
+        how = f"signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
+        return UserError(
+            f"the process with vLLM ended ({how})", key="teach.engine",
+            remedy="if it was out of memory, lower teach.engine.kv_cache_gib, gpu_memory_utilization or max_model_len",
+        )  # fmt: skip
+
+
+def _has_ended(worker: subprocess.Popen[bytes]) -> bool:
+    """Whether it has, without waiting for it: until then its group keeps its number."""
+    return os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _dtype(config: VllmConfig) -> str:
+    """vLLM's `auto` takes bfloat16 on every processor, and emulated it is some twenty times slower than float32."""
+    return "float32" if config.dtype == "auto" and best_dtype() == "float32" else config.dtype

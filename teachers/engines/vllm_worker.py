@@ -1,0 +1,142 @@
+"""What vLLM's own Python runs for the engine in vllm.py: prompts come in by one pipe, texts go out by another.
+
+It needs nothing but the standard library and vLLM. A message is its length in bytes (4, big endian), then JSON.
+
+    in:  {"llm": {...}}                                          once: the arguments of vLLM's LLM
+    out: {"ready": {"max_model_len": 2048}} or {"failed": TYPE, "why": MESSAGE}
+    in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}}  the arguments of SamplingParams
+    out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
+         {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
+
+It ends with its whole process group as soon as its input ends, so also if its parent was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import struct
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+_LENGTH = struct.Struct(">I")
+
+
+def send(stream: BinaryIO, message: dict[str, Any]) -> None:
+    """Write one message."""
+    data = json.dumps(message).encode()
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> dict[str, Any]:
+    """Read one message.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    message: dict[str, Any] = json.loads(data)
+    return message
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    # Whatever vLLM prints must not get between the messages.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    # Read by a thread: a text may take minutes, and the parent's end must be seen meanwhile.
+    threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), requests), daemon=True).start()
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not for vLLM's own children
+    try:
+        llm = _load(requests.get()["llm"])
+    except BaseException as error:  # no private text has been read yet
+        traceback.print_exc()
+        send(answers, {"failed": type(error).__name__, "why": str(error)})
+        _end()
+    send(answers, {"ready": {"max_model_len": llm.model_config.max_model_len}})
+    while True:
+        request = requests.get()
+        try:
+            send(answers, _answer(llm, request, answers))
+        except BaseException as error:
+            traceback.print_exc()  # nobody sees it, unless it was asked for: it may quote a prompt
+            send(answers, {"failed": type(error).__name__})
+            _end()
+
+
+def _load(settings: dict[str, Any]) -> Any:
+    from vllm import LLM, SamplingParams
+    from vllm.platforms import current_platform
+
+    here = current_platform.is_cpu()
+    if settings["enforce_eager"] is None:  # compiling for a processor takes longer than it saves
+        settings["enforce_eager"] = here
+    if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
+        settings["enable_chunked_prefill"] = False
+    llm = LLM(**settings, disable_log_stats=True)
+    # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
+    llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
+    return llm
+
+
+def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    tokenizer = llm.get_tokenizer()
+    prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in request["prompts"]]
+    longest = max(map(len, prompts)) + request["sampling"]["max_tokens"]
+    if longest > llm.model_config.max_model_len:
+        return {"too_long": [longest, llm.model_config.max_model_len]}
+    engine, n = llm.llm_engine, request["sampling"]["n"]
+    for i, (ids, seed) in enumerate(zip(prompts, request["seeds"], strict=True)):
+        # of n texts vLLM gives the j-th the seed + j
+        settings = SamplingParams(**request["sampling"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
+    texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    while engine.has_unfinished_requests():
+        done = [output for output in engine.step() if output.finished]
+        for output in done:
+            texts[int(output.request_id)] = [(one.text, one.finish_reason == "stop") for one in output.outputs]
+        if done:
+            send(answers, {"done": n * len(done)})
+    llm.reset_prefix_cache()  # what one silo's prompts left is nothing for another's
+    return {"texts": texts}
+
+
+def _read(stream: BinaryIO, requests: queue.Queue[dict[str, Any]]) -> None:
+    while True:
+        try:
+            requests.put(receive(stream))
+        except EOFError:
+            _end()
+
+
+def _watch(parent: int) -> None:
+    """See the parent's end where another of its children holds the pipe open."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    _end()
+
+
+def _end() -> None:
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

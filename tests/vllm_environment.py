@@ -1,0 +1,69 @@
+"""vLLM for the tests: the environment that `make vllm` builds, and vLLM's own server on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tutelage.configs.errors import UserError
+from tutelage.teachers.engines.vllm import vllm_python
+
+
+def _built() -> bool:
+    try:
+        return bool(vllm_python())
+    except UserError:
+        return False
+
+
+needs_vllm = [pytest.mark.slow, pytest.mark.skipif(not _built(), reason="needs `make vllm`")]
+"""Marks: vLLM takes most of a minute to start on two cores."""
+
+KEY = "sk-of-the-tests-alone"
+
+
+@contextlib.contextmanager
+def vllm_server(model: Path, name: str) -> Iterator[str]:
+    """vLLM's OpenAI-compatible server with one model, which wants `KEY`; gives its base address."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+            "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+            "--max-model-len", "2048", "--enforce-eager", "--generation-config", "vllm", "--no-enable-prefix-caching",
+            "--no-enable-chunked-prefill",  # on a processor a seeded prompt that is read in parts ends the server
+        ],
+        env={
+            **os.environ, "VLLM_API_KEY": KEY, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 400
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/health", trust_env=False).status_code == 200:
+                    break
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < until, "the server was not ready in time"
+            time.sleep(0.5)
+        yield f"{address}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
