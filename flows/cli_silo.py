@@ -60,8 +60,8 @@ def work(
     run_id: Annotated[str | None, typer.Argument(help="One run, to the end of the silo's part. Default: all.")] = None,
 ) -> None:
     """Take part in the runs that are at the exchange, without a Prefect server; Ctrl-C ends it."""
+    from tutelage.flows.federation.part import work as take_part
     from tutelage.flows.federation.silo import Silo
-    from tutelage.flows.federation.silo import work as take_part
     from tutelage.flows.server import start_embedded
 
     opened = Silo.open(home)

@@ -27,7 +27,8 @@ from tutelage.flows.budget import accounts, recompute_run
 from tutelage.flows.federation import exchange as at
 from tutelage.flows.federation.coordinator import _awaited, coordinator_key, exchange_of, prepare
 from tutelage.flows.federation.exchange import Exchange
-from tutelage.flows.federation.silo import Silo, _asked, advance, advance_flow, agreed, create
+from tutelage.flows.federation.part import _asked, advance, advance_flow
+from tutelage.flows.federation.silo import Silo, agreed, create
 from tutelage.flows.stage import Run, StageError, create_run, open_run
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import canaries, handed

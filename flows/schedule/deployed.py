@@ -24,7 +24,8 @@ from tutelage.configs.store import RunDir, digest, files_below
 from tutelage.flows import approve, layout, pages, progress, registry
 from tutelage.flows.budget import recompute_run
 from tutelage.flows.distill import run_rounds
-from tutelage.flows.federation.silo import Silo, take_part
+from tutelage.flows.federation.part import take_part
+from tutelage.flows.federation.silo import Silo
 from tutelage.flows.schedule import flow_runs
 from tutelage.flows.stage import Run, create_run, open_run
 from tutelage.flows.tied import end_with_parent
