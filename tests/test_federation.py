@@ -25,13 +25,13 @@ from tutelage.configs.store import RunDir, canonical_json, file_digest
 from tutelage.flows import layout
 from tutelage.flows.budget import accounts, recompute_run
 from tutelage.flows.federation import exchange as at
-from tutelage.flows.federation.coordinator import _awaited, coordinator_key, exchange_of, prepare
+from tutelage.flows.federation.coordinator import _awaited, certify, coordinator_key, exchange_of, prepare
 from tutelage.flows.federation.exchange import Exchange
 from tutelage.flows.federation.part import _asked, advance, advance_flow
 from tutelage.flows.federation.silo import Silo, agreed, create
 from tutelage.flows.stage import Run, StageError, create_run, open_run
 from tutelage.flows.verify import verify_run
-from tutelage.privacy import canaries, handed
+from tutelage.privacy import canaries, certificate, handed
 from tutelage.privacy.handed import Handed
 from tutelage.privacy.keys import SealingKey, SiloKey, seal
 
@@ -237,6 +237,34 @@ def test_a_silo_that_was_killed_goes_on_and_spends_nothing_twice(
     [account] = accounts(tmp_path / "north" / "ledgers")
     assert 3.9 < account["spent"] <= 4
     assert [row["problems"] for row in recompute_run(open_run(tmp_path / "here" / "run"))] == [[], []]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epsilon_asked": 9.0}, {"mechanism": "private_evolution"}, {"unit": "owner"}, {"lessons_digest": "0" * 64}],
+)
+def test_a_certificate_of_another_promise_is_not_taken(
+    federated: tuple[Path, str, str], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder, exchange, _ = federated
+    run, silo = open_run(folder / "here" / "run"), Silo.open(folder / "north")
+    there, stage = Exchange(exchange, run.id), "round-1/certify-north"
+    name, statement = "release/round-1/certificates/north.json", f"from/north/{stage}.json"
+    before = {path: there.get(path) or b"" for path in (f"from/north/{name}", statement)}
+    taken = layout.certificate_path(run, 1, "north").read_bytes()
+    try:
+        forged = certificate.sign(layout.certificates(run, 1)[0].model_copy(update=changes), silo.key)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(forged.model_dump_json())
+        there.hand("north", silo.key, tmp_path, {"stage": stage, "files": {name: file_digest(path)}}, {"epsilon": 1.0})
+        with pytest.raises(PrivacyError, match="another promise"):
+            certify.__wrapped__(run, 1, "north")
+    finally:
+        for place, content in before.items():
+            there.put(place, content)
+        layout.certificate_path(run, 1, "north").write_bytes(taken)
+    certify.__wrapped__(run, 1, "north")
 
 
 # ---- what a silo agrees to ----------------------------------------------------------------------------------------

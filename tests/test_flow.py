@@ -344,7 +344,7 @@ def test_a_round_is_trained_on_what_reviewers_preferred(honest_run: tuple[Path, 
     run = replace(open_run(root), recipe=open_run(root).recipe.model_copy(update={"student": student}))
     aggregate, learn, audit, judge = (
         one.__wrapped__  # type: ignore[attr-defined]
-        for one in (stages.aggregate, trials.learn, trials.audit_silo, trials.judge_round)
+        for one in (stages.aggregate, trials.learn, stages.audit_silo, trials.judge_round)
     )
     aggregate(run, 2)
     _, unreviewed = learn(run, 2)

@@ -423,7 +423,7 @@ def test_what_nothing_asks_for_is_not_computed(mails: tuple[Path, list[str]], ti
         stages.vote(root, 1, silo, after=[])
     stages.aggregate(root, 1, after=[])
     assert not layout.embeddings_path(run, "silo-0").exists()
-    figures = trials.audit_silo(root, 1, "silo-0", after=[]).facts["overlap"]
+    figures = stages.audit_silo(root, 1, "silo-0", after=[]).facts["overlap"]
     assert figures["n"] > 0
     assert "cosine_max" not in figures
     assert attacks.attack(root, 1, "instruction", after=[]).facts == {"metrics": [], "roc": []}

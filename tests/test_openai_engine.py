@@ -5,6 +5,7 @@ What it writes with a real vLLM server is in test_engines.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -83,7 +84,8 @@ def server(reply: Reply) -> Iterator[Served]:
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(BrokenPipeError):  # whoever asked has heard enough
+                self.wfile.write(data)
 
         def log_message(self, *_: object) -> None: ...
 

@@ -88,8 +88,9 @@ def screen(run: Run, round: int, silo: str) -> Done:
     statement, path = _awaited(run, silo, "screen", round), layout.released_path(run, round, silo)
     _fetch(run, statement, path)
     found = LessonSet.load(path, run.id, layout.public_keys(run))
-    if any((lesson.silo, lesson.round) != (silo, round) for lesson in found):
-        raise PrivacyError(f"silo {silo} handed over lessons of another silo or round")
+    expected = (silo, round, run.recipe.privacy.mechanism)
+    if any((lesson.silo, lesson.round, lesson.mechanism) != expected for lesson in found):
+        raise PrivacyError(f"silo {silo} handed over lessons of another silo, round or mechanism")
     return [path], statement.facts
 
 
@@ -102,13 +103,18 @@ def vote(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def certify(run: Run, round: int, silo: str) -> Done:
     """A silo's certificate from its own ledger, its signature verified. Nothing where none is."""
-    if not run.recipe.formal:
+    privacy = run.recipe.formal
+    if not privacy:
         return [], {}
     statement, path = _awaited(run, silo, "certify", round), layout.certificate_path(run, round, silo)
     _fetch(run, statement, path)
     found = load_certificate(path, layout.public_keys(run))
     if (found.run_id, found.silo, found.round) != (run.id, silo, round):
         raise PrivacyError(f"silo {silo} handed over a certificate of another run, silo or round")
+    # Its arithmetic is `tutelage audit recompute`'s; here, that it is about these lessons and this recipe's promise.
+    promised = (privacy.mechanism, privacy.unit, privacy.epsilon, file_digest(layout.released_path(run, round, silo)))
+    if (found.mechanism, found.unit, found.epsilon_asked, found.lessons_digest) != promised:
+        raise PrivacyError(f"silo {silo} certifies other lessons, or another promise, than the recipe asks for")
     return [path], {"epsilon": found.epsilon}
 
 
