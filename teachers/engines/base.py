@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from tutelage.configs.errors import PrivacyError, UserError
 
@@ -77,3 +77,9 @@ def too_long(tokens: int, limit: int) -> UserError:
         key="teach",
         remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars",
     )
+
+
+def chat_prompt(tokenizer: Any, system: str, user: str) -> str:
+    """Two turns by a tokenizer's own chat template, as `Engine.chat` gives them."""
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

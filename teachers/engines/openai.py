@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import load_tokenizer
 from tutelage.configs.schema import OpenAIConfig
-from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt
 
 if TYPE_CHECKING:
     import httpx
@@ -54,8 +54,7 @@ class OpenAIEngine:
 
     def chat(self, system: str, user: str) -> str:
         """See `Engine.chat`."""
-        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return chat_prompt(self.tokenizer, system, user)
 
     def close(self) -> None:
         """See `Engine.close`. Connections last no longer than `generate`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.models import load_model
 from tutelage.teachers.engines.attention import use_stacked_attention
-from tutelage.teachers.engines.base import Generation, Sampling, too_long
+from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,7 @@ class TransformersEngine:
 
     def chat(self, system: str, user: str) -> str:
         """See `Engine.chat`."""
-        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return chat_prompt(self.tokenizer, system, user)
 
     def close(self) -> None:
         """See `Engine.close`. The model stays, for the next silo's teacher and for whoever has loaded it."""

@@ -24,7 +24,7 @@ from typing import Any
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import best_dtype, load_tokenizer
 from tutelage.configs.schema import VllmConfig
-from tutelage.teachers.engines.base import Generation, Sampling, too_long
+from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PYTHON = "TUTELAGE_VLLM"
@@ -71,8 +71,7 @@ class VllmEngine:
 
     def chat(self, system: str, user: str) -> str:
         """See `Engine.chat`."""
-        turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return chat_prompt(self.tokenizer, system, user)
 
     def generate(
         self,
