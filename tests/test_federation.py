@@ -25,6 +25,7 @@ from tutelage.configs.store import RunDir, canonical_json, file_digest
 from tutelage.flows import layout
 from tutelage.flows.budget import accounts, recompute_run
 from tutelage.flows.federation import exchange as at
+from tutelage.flows.federation import part
 from tutelage.flows.federation.coordinator import _awaited, certify, coordinator_key, exchange_of, prepare
 from tutelage.flows.federation.exchange import Exchange
 from tutelage.flows.federation.part import _asked, advance, advance_flow
@@ -393,6 +394,18 @@ def test_what_was_not_sealed_by_the_coordinator_is_not_planted(made: Path, tmp_p
     silo.exchange(run.id).put(at.sealed("north"), seal(b"", silo.sealing.public_hex, at.about_planted(run.id, "north")))
     with pytest.raises(PrivacyError, match="not what the coordinator sealed"):
         advance_flow(str(silo.home), run.id)
+
+
+def test_a_defect_at_a_silo_is_told_without_its_message(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, silo = opened(made, tmp_path / "here" / "run"), Silo.open(tmp_path / "north")
+    monkeypatch.setattr(part, "_steps", lambda *_: {}["zqsecret"])
+    with pytest.raises(StageError) as caught:
+        advance(silo, run.id)
+    told = exchange_of(run).refused("north", {"north": silo.key.public_hex})
+    assert "a defect, KeyError" in str(told)
+    assert "zqsecret" not in f"{caught.value}{told}"
 
 
 def test_a_silo_that_takes_too_long_is_named(made: Path, tmp_path: Path) -> None:

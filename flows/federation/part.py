@@ -10,6 +10,7 @@ import hashlib
 import random
 import secrets
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,9 +131,11 @@ def advance(silo: Silo, run_id: str) -> list[str]:
     except (PrivacyError, StageError) as error:
         exchange.refuse(me, silo.key, str(error), None)
         raise
-    except Exception as error:  # its message may quote a record
-        exchange.refuse(me, silo.key, f"a defect, {type(error).__name__}", None)
-        raise
+    except Exception as error:  # its message may quote a record, and a server would keep it
+        traceback.print_tb(error.__traceback__)
+        what = f"a defect, {type(error).__name__}"
+        exchange.refuse(me, silo.key, what, None)
+        raise StageError(f"{what}, at the last of the lines in the silo's own log") from None
 
 
 def _steps(silo: Silo, exchange: Exchange, run: Run) -> list[str]:
