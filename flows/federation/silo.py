@@ -1,7 +1,7 @@
 """A silo at a place of its own: its folder, its keys, and what it agrees to.
 
 SILO/
-  silo.yaml     what the silo agrees to (configs/schema.py, SiloConfig)
+  silo.yaml     what the silo agrees to (configs/schema/silo.py)
   vault/        its keys (mode 0600)
   ledgers/      what it has spent, all runs together
   runs/RUN_ID/  its part of each run: a run folder like any other, with its own vault and custody log
