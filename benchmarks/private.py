@@ -30,7 +30,8 @@ from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines import transformers
 from tutelage.teachers.engines.base import Sampling
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
+from tutelage.teachers.engines.private import Batch, Member, Public
+from tutelage.teachers.engines.transformers_private import TransformersDecoder
 
 WORD = "mail about the meeting on friday and the price of a ticket "
 
@@ -61,7 +62,7 @@ def main() -> None:
     prompt = engine.tokenizer.decode(ids)
     half = len(ids) // 2  # as in use: prompts begin alike, and what they begin with is read once
     head, tail = engine.tokenizer.decode(ids[:half]), engine.tokenizer.decode(ids[half:])
-    decoder = PrivateDecoder(engine.model, engine.tokenizer, options.batch_rows, len(ids) - half)
+    decoder = TransformersDecoder(engine.model, engine.tokenizer, options.batch_rows, len(ids) - half)
     publics = [Public(head, tail, float(options.batch))]
 
     def mechanism(new_tokens: int) -> PrivatePrediction:

@@ -15,13 +15,25 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
     from dp_accounting import DpEvent
+
+
+class MemberScores(Protocol):
+    """The scores that the private prompts of S batches give, P places in each, however an engine has them."""
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Those of some tokens: (S, T, K) -> (S, T, P, K)."""
+        ...
+
+    def mean(self, weights: torch.Tensor) -> torch.Tensor:
+        """Those of all tokens, as means over places: weights (S, T, P) -> (S, T, V)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,16 @@ class PrivatePrediction:
         kth = scores.topk(k, dim=-1).values[..., -1:]
         return scores >= kth - min(2 * self.sensitivity, _MAX_SLACK)
 
+    def chosen(self, public: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The candidates' ids (G, K) and whether each may be drawn, K being what the row with most of them needs."""
+        import torch
+
+        allowed = self.candidates(public)
+        # The allowed ones first, in an order that ties can't change.
+        order = torch.where(allowed, public.float(), -torch.inf)
+        tokens = order.topk(int(allowed.sum(-1).max()), dim=-1).indices
+        return tokens, allowed.gather(-1, tokens)
+
     def narrowed(self, scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """What may be drawn, once scores are known: as before, except where nothing is protected.
 
@@ -109,6 +131,43 @@ class PrivatePrediction:
         k = min(self.top_k, scores.shape[-1])
         kth = scores.masked_fill(~allowed, -math.inf).topk(k, dim=-1).values[..., -1:]
         return allowed & (scores >= kth)
+
+    def mixed(
+        self,
+        public: torch.Tensor,
+        tokens: torch.Tensor,
+        members: MemberScores,
+        behind: torch.Tensor,
+        present: torch.Tensor,
+        divisors: torch.Tensor,
+    ) -> torch.Tensor:
+        """The scores that tokens are drawn by, for S batches of T texts and P places each.
+
+        Args:
+            public: (S * T, V) public scores.
+            tokens: (S * T, K) ids of candidates.
+            members: The scores of S batches' places.
+            behind: (S, P) which text each place stands behind.
+            present: (S, P) whether there is a record.
+            divisors: (S * T,) each text's B.
+
+        Returns:
+            (S * T, K) float64.
+        """
+        import torch
+
+        texts = len(public) // len(behind)
+        every = torch.arange(texts, device=behind.device)[None, :, None]
+        mine = present[:, None] & (behind[:, None] == every)  # (S, T, P)
+        base = public.gather(-1, tokens)
+        if math.isfinite(self.sensitivity):
+            private = members.of(tokens.view(len(behind), texts, -1))
+            return self.scores(base, private.flatten(0, 1), mine.flatten(0, 1), divisors)
+        # With no clip the mean of the members' scores is all that counts.
+        count = mine.sum(-1)  # (S, T)
+        mean = members.mean(mine / count.clamp(min=1)[..., None])
+        private, count = mean.flatten(0, 1).gather(-1, tokens), count.flatten()
+        return self.scores(base, private[:, None], count[:, None] > 0, divisors / count.clamp(min=1))
 
     def scores(
         self, public: torch.Tensor, private: torch.Tensor, present: torch.Tensor, divisor: torch.Tensor

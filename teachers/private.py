@@ -28,8 +28,7 @@ from tutelage.privacy.units import Unit, split
 from tutelage.privacy.vault import PrivateRecord, inside_vault
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
-from tutelage.teachers.engines.transformers import TransformersEngine
+from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, PrivateEngine, Public
 from tutelage.teachers.instructions import sentences
 
 INSTRUCTION_PART = 0
@@ -164,7 +163,7 @@ _TOP_K = 100
 
 
 def write_lessons(
-    engine: TransformersEngine,
+    engine: PrivateEngine,
     records: Sequence[PrivateRecord],
     *,
     task: Task,
@@ -245,7 +244,7 @@ record's scores reach the clip, a mechanism that doesn't clip looks like one tha
 
 
 def probe(
-    engine: TransformersEngine,
+    engine: PrivateEngine,
     records: Sequence[PrivateRecord],
     *,
     task: Task,
@@ -285,7 +284,7 @@ class _Asked:
 
     def __init__(
         self,
-        engine: TransformersEngine,
+        engine: PrivateEngine,
         task: Task,
         privacy: PrivatePredictionPrivacy,
         shares: Mapping[str, float],
@@ -310,7 +309,7 @@ class _Asked:
 
 
 def _write_instruction(
-    engine: TransformersEngine,
+    engine: PrivateEngine,
     records: Sequence[PrivateRecord],
     task: Task,
     privacy: PrivatePredictionPrivacy,
@@ -338,16 +337,14 @@ def _public(prompt: Callable[[Sequence[Example]], str], divisor: float) -> Publi
     return Public(head, public[len(head) :], divisor)
 
 
-def _decoder(
-    engine: TransformersEngine, publics: Sequence[Public], privacy: PrivatePredictionPrivacy
-) -> PrivateDecoder:
+def _decoder(engine: PrivateEngine, publics: Sequence[Public], privacy: PrivatePredictionPrivacy) -> PrivateDecoder:
     """A decoder whose prompts are as wide as settings and public words say, whatever the records are."""
     widest = max(len(engine.tokenizer(one.tail, add_special_tokens=False)["input_ids"]) for one in publics)
     room = widest + privacy.reference_tokens + _HEADING_TOKENS
-    return PrivateDecoder(engine.model, engine.tokenizer, engine.batch_rows, room)
+    return engine.decoder(room)
 
 
-def _shortened(engine: TransformersEngine, record: PrivateRecord, privacy: PrivatePredictionPrivacy) -> Example:
+def _shortened(engine: PrivateEngine, record: PrivateRecord, privacy: PrivatePredictionPrivacy) -> Example:
     """The record cut to its first tokens, so that its prompt fits the width that all prompts have."""
     example = record.example()
     ids = engine.tokenizer(example.prompt, add_special_tokens=False)["input_ids"]

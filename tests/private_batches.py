@@ -11,7 +11,8 @@ import torch
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
+from tutelage.teachers.engines.private import Batch, Member, Public
+from tutelage.teachers.engines.transformers_private import TransformersDecoder
 
 MAILS = [
     "the meeting is moved to friday",
@@ -60,7 +61,7 @@ def write(
 ) -> list[list[Generation]]:
     options: dict[str, Any] = {"allowance": Internal(), "stop": STOP, "ends": set()} | changes
     asked = publics(texts) if isinstance(texts, int) else texts
-    return PrivateDecoder(*loaded, batch_rows, tail_tokens).write(asked, work, one, **options)
+    return TransformersDecoder(*loaded, batch_rows, tail_tokens).write(asked, work, one, **options)
 
 
 def shown(found: list[list[Generation]]) -> list[list[tuple[str, bool]]]:

@@ -18,9 +18,10 @@ from tutelage.configs.models import load_model
 from tutelage.privacy import accounting
 from tutelage.privacy.ledger import Ledger, Terms
 from tutelage.privacy.mechanism import PrivatePrediction
-from tutelage.teachers.engines import private as module
+from tutelage.teachers.engines import transformers_private as module
 from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.private import Batch, Member, PrivateDecoder, Public
+from tutelage.teachers.engines.private import Batch, Member, Public
+from tutelage.teachers.engines.transformers_private import TransformersDecoder
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_whatever_lets_rows_share_a_scale_is_refused(loaded: tuple[Any, Any], mo
     layer = loaded[0].model.layers[0].mlp
     monkeypatch.setitem(layer._modules, "down_proj", Rounded(layer.down_proj))
     with pytest.raises(UserError, match="other scores when other rows change"):
-        PrivateDecoder(*loaded, 16, 70)
+        TransformersDecoder(*loaded, 16, 70)
 
 
 def test_nothing_shown_holds_text() -> None:
@@ -215,7 +216,7 @@ def test_a_model_that_changes_its_logits_gives_the_same(
 
 @pytest.mark.parametrize("sensitivity", [1e-4, 1e-3])
 def test_a_record_shifts_scores_by_no_more_than_it_may(loaded: tuple[Any, Any], sensitivity: float) -> None:
-    decoder, one = PrivateDecoder(*loaded, 16, 70), mechanism(sensitivity=sensitivity)
+    decoder, one = TransformersDecoder(*loaded, 16, 70), mechanism(sensitivity=sensitivity)
     [batch] = batches(1)
     found = decoder.shift(publics(), batch, one)
     assert found <= sensitivity * (1 + 1e-6)
@@ -223,7 +224,7 @@ def test_a_record_shifts_scores_by_no_more_than_it_may(loaded: tuple[Any, Any], 
 
 
 def test_without_clipping_the_shift_shows_it(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, one = PrivateDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-4)
+    decoder, one = TransformersDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-4)
     real = PrivatePrediction.scores
 
     def unclipped(self: PrivatePrediction, *scored: torch.Tensor) -> torch.Tensor:
@@ -234,7 +235,7 @@ def test_without_clipping_the_shift_shows_it(loaded: tuple[Any, Any], monkeypatc
 
 
 def test_an_empty_place_shifts_nothing(loaded: tuple[Any, Any]) -> None:
-    decoder, one = PrivateDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-2)
+    decoder, one = TransformersDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-2)
     [batch] = batches(1)
     alone = Batch(1, (batch.members[0], None, None))
     assert 0 < decoder.shift(publics(), alone, one) <= 1e-2 * (1 + 1e-6)
@@ -244,7 +245,7 @@ def test_an_empty_place_shifts_nothing(loaded: tuple[Any, Any]) -> None:
 def test_a_shift_that_is_no_number_does_not_look_like_none(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder, one = PrivateDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-2)
+    decoder, one = TransformersDecoder(*loaded, 16, 70), mechanism(sensitivity=1e-2)
     real = PrivatePrediction.scores
 
     def spoilt(self: PrivatePrediction, *scored: torch.Tensor) -> torch.Tensor:

@@ -191,7 +191,7 @@ def test_all_prompts_are_as_wide_whatever_the_records_are(
     engine: TransformersEngine, vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A longer record must not move another's scores by the rounding of a wider product."""
-    from tutelage.teachers.engines import private as decoding
+    from tutelage.teachers.engines import transformers_private as decoding
 
     widths: list[set[int]] = []
     real = decoding._Heads.read

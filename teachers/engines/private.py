@@ -1,38 +1,25 @@
-"""Decoding under private prediction: many texts at once, each behind the mean of several private prompts.
+"""What decoding under private prediction is asked for: many texts at once, each behind the mean of private prompts.
 
 A batch is a fixed number of places for records and a fixed number of texts (one per label, say); a record stands
 behind one of the texts. All texts of a batch advance together, a token a step; every place's row is fed the token of
 its text. Several batches are decoded side by side, and a batch that is done makes room for the next.
 
-All prompts of one text begin alike (the task, in public words), so that beginning is read once and its keys and values
-are copied; so are those of the whole public prompt.
-
-What a record may move is what `privacy/mechanism.py` says and nothing else: the number of rows and their width are
-fixed by settings, an empty place is computed like any other (behind the public prompt) and then left out, and when
-rows come and go depends on texts alone, which are the mechanism's output. So one record's presence cannot change
-another's scores, not even by the rounding of a differently shaped product.
+What a record may move is what `privacy/mechanism.py` says and nothing else: the number of rows is fixed by settings,
+an empty place is computed like any other (behind the public prompt) and then left out, and when rows come and go
+depends on texts alone, which are the mechanism's output. So one record's presence cannot change another's scores, not
+even by the rounding of a differently shaped product.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
-from tutelage.teachers.engines.base import Generation
-from tutelage.teachers.engines.rows import Head, RowCache, refuse_shared_rows
-from tutelage.teachers.engines.transformers import additive_mask, check_length, end_tokens
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tutelage.teachers.engines.base import Engine, Generation
 
 
 @dataclass(frozen=True)
@@ -71,27 +58,8 @@ class Batch:
     """As many places in every batch; None: no record."""
 
 
-class PrivateDecoder:
-    """Writes texts over batches of records with a local model.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        tokenizer: Its tokenizer.
-        batch_rows: Rows computed together, at most; never fewer than one batch has.
-        tail_tokens: Width of what follows the head in every prompt. Longer tails keep their end: it asks for the text.
-
-    Raises:
-        UserError: the model's rows are not computed apart.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int, tail_tokens: int
-    ) -> None:
-        refuse_shared_rows(model)
-        self.model, self.tokenizer = model, tokenizer
-        if tail_tokens < 1:
-            raise ValueError("tail_tokens must be at least 1")
-        self.batch_rows, self.tail_tokens = batch_rows, tail_tokens
+class PrivateDecoder(Protocol):
+    """Writes texts over batches of records with a local model."""
 
     def write(
         self,
@@ -120,46 +88,9 @@ class PrivateDecoder:
 
         Raises:
             PrivacyError: a part has been claimed before, or the allowance does not cover one text for each unit.
-            UserError: texts may become longer than what the model attends to.
+            UserError: texts may become longer than what the model attends to, or it can't be done on this machine.
         """
-        import torch
-
-        if not batches:
-            return []
-        shape = (len(publics), len(batches[0].members))
-        if any(len(one.members) != shape[1] for one in batches):
-            raise ValueError("batches must all have as many places")
-        ends = end_tokens(self.model, self.tokenizer) if ends is None else ends
-        texts: list[list[_Text]] = [[_Text() for _ in publics] for _ in batches]
-        waiting = deque(range(len(batches)))
-        count = min(len(batches), max(1, self.batch_rows // sum(shape)))
-        with torch.inference_mode():
-            heads = _Heads(self, publics)
-            check_length(self.model, heads.width + mechanism.max_tokens)
-            slots = _Slots(self, heads, shape, count, mechanism.max_tokens)
-            while waiting or slots.running:
-                # A few at a time: reading prompts one batch at a time would waste the processor.
-                if waiting and (not slots.running or len(slots.free) >= max(1, slots.count // 4)):
-                    taken = [waiting.popleft() for _ in range(min(len(waiting), len(slots.free)))]
-                    allowance.claim(mechanism.event(), [batches[i].part for i in taken])
-                    slots.read({i: batches[i] for i in taken})
-                drawn = slots.draw(mechanism)
-                for index, row in drawn.items():
-                    for text, token in zip(texts[index], row, strict=True):
-                        text.add(token, ends, stop, self.tokenizer)
-                done = [
-                    index
-                    for index in drawn
-                    if slots.length(index) == mechanism.max_tokens or all(text.finished for text in texts[index])
-                ]
-                for index in done:
-                    slots.leave(index)
-                    if on_written:
-                        on_written(batches[index].part, [one.generation(stop, self.tokenizer) for one in texts[index]])
-                if not waiting:
-                    slots.shrink()
-                slots.feed({index: row for index, row in drawn.items() if index not in done})
-        return [[text.generation(stop, self.tokenizer) for text in row] for row in texts]
+        ...
 
     def shift(self, publics: Sequence[Public], batch: Batch, mechanism: PrivatePrediction) -> float:
         """How far one record moves what the mechanism draws from: the guarantee's own claim, put to the test.
@@ -175,262 +106,22 @@ class PrivateDecoder:
             The largest difference of any candidate's score at any step by any record, in logits: at most C/B, but for
             rounding. NaN without a record, or where a score is NaN.
         """
-        import torch
-
-        members = batch.members
-        held = [place for place, member in enumerate(members) if member is not None]
-        if not held:
-            return math.nan
-        without = [Batch(batch.part, (*members[:place], None, *members[place + 1 :])) for place in held]
-        variants = dict(enumerate([batch, *without]))
-        moved: list[float] = []
-        with torch.inference_mode():
-            heads = _Heads(self, publics)
-            slots = _Slots(self, heads, (len(publics), len(members)), len(variants), mechanism.max_tokens)
-            slots.read(variants)
-            order = torch.tensor([slots.running[i] for i in variants], device=slots.state.device)
-            for step in range(mechanism.max_tokens):
-                public = slots.head.scores(slots.state[order[0], : slots.texts])
-                chosen, allowed = _candidates(public, mechanism)
-                # All are asked about the first's candidates: rounding may give others other ones at the edge.
-                repeated = len(variants), 1
-                scores = slots.scores(order, public.repeat(repeated), chosen.repeat(repeated), mechanism)
-                whole, *less = scores.view(len(variants), slots.texts, -1)
-                moved += [float((whole - one).abs()[allowed].max()) for one in less]
-                index = torch.tensor(mechanism.draw(whole, allowed), device=chosen.device)
-                drawn = chosen.gather(-1, index[:, None])[:, 0].tolist()
-                for slot in order.tolist():
-                    slots.lengths[slot] += 1
-                if step + 1 < mechanism.max_tokens:
-                    slots.feed(dict.fromkeys(variants, drawn))
-        return float(np.max(moved))  # unlike Python's max, NaN where any is: that must not look like no shift
+        ...
 
 
-def _candidates(public: torch.Tensor, mechanism: PrivatePrediction) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (R, K) and whether each may be drawn: as many columns as the row with most candidates needs."""
-    import torch
+class PrivateEngine(Engine, Protocol):
+    """An engine that can write under private prediction: it gives the scores of every next token."""
 
-    allowed = mechanism.candidates(public)
-    # The allowed ones first, in an order that ties can't change.
-    order = torch.where(allowed, public.float(), -torch.inf)
-    chosen = order.topk(int(allowed.sum(-1).max()), dim=-1).indices
-    return chosen, allowed.gather(-1, chosen)
+    tokenizer: Any
 
+    def decoder(self, tail_tokens: int) -> PrivateDecoder:
+        """What writes.
 
-class _Text:
-    """A text being written."""
+        Args:
+            tail_tokens: Most tokens of what follows the head in every prompt. Longer tails keep their end: it asks for
+                the text.
 
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.finished = False
-
-    def add(self, token: int, ends: set[int], stop: str, tokenizer: Any) -> None:
-        """Take a drawn token, unless the text is finished already."""
-        if self.finished:
-            return
-        if token in ends:
-            self.finished = True
-            return
-        self.tokens.append(token)
-        window = len(stop.encode())  # a token is at least one byte of the stop string
-        self.finished = stop in tokenizer.decode(self.tokens[-window:])
-
-    def generation(self, stop: str, tokenizer: Any) -> Generation:
-        text, found, _ = tokenizer.decode(self.tokens, skip_special_tokens=True).partition(stop)
-        return Generation(text, self.finished or bool(found))
-
-
-class _Heads:
-    """The texts' public prompts, read once: their heads for every member's prompt, and the whole of them."""
-
-    def __init__(self, decoder: PrivateDecoder, publics: Sequence[Public]) -> None:
-        import torch
-        from transformers import DynamicCache
-
-        self.model, self.tokenizer, self.publics = decoder.model, decoder.tokenizer, publics
-        self.head = Head(self.model)
-        self.tail_width = decoder.tail_tokens
-        encoded = [self.tokenizer(one.head, add_special_tokens=False)["input_ids"] for one in publics]
-        ids, self.mask = self._padded(encoded, max(1, max(map(len, encoded))))
-        self.width = ids.shape[1] + self.tail_width
-        self.cache = DynamicCache()
-        self.head.run(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.divisors = torch.tensor([one.divisor for one in publics], dtype=torch.float64, device=ids.device)
-        self.public_rows = self.read(range(len(publics)), [one.tail for one in publics])
-
-    def read(self, texts: Sequence[int], tails: Sequence[str]) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """Run some prompts behind their texts' heads: (their keys and values, mask (R, width), states (R, size))."""
-        import torch
-
-        ids, tail_mask = self._padded(
-            [self.tokenizer(one, add_special_tokens=False)["input_ids"][-self.tail_width :] for one in tails],
-            self.tail_width,
-        )
-        rows = torch.tensor(list(texts), device=ids.device)
-        mask = torch.cat([self.mask[rows], tail_mask], dim=1)
-        cache = copy.deepcopy(self.cache)
-        cache.batch_select_indices(rows)
-        states = self.head.run(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -self.tail_width :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cache, mask.bool(), states
-
-    def _padded(self, encoded: Sequence[list[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        ids = [[pad] * (width - len(row)) + row for row in encoded]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in encoded]
-        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
-
-
-class _Slots:
-    """The rows being decoded: `count` slots of one batch each, with their keys and values."""
-
-    def __init__(
-        self, decoder: PrivateDecoder, heads: _Heads, shape: tuple[int, int], count: int, max_tokens: int
-    ) -> None:
-        self.model, self.heads, self.width = decoder.model, heads, heads.width
-        self.texts, self.places, self.count = *shape, count
-        self.rows = self.texts + self.places
-        self.cache = RowCache(self.model, count * self.rows, self.width + max_tokens)
-        self.head = heads.head
-        self.running: dict[int, int] = {}
-        """Batch -> its slot."""
-        self.free = list(range(count))
-        self.lengths = [0] * count
-        """Tokens drawn in each slot."""
-        self.behind: torch.Tensor  # (count, places): the text each place stands behind
-        self.present: torch.Tensor  # (count, places)
-        self.prompt_mask: torch.Tensor  # (count * rows, width)
-        self.state: torch.Tensor  # (count, rows, size): what the head reads
-        self._allocate()
-
-    def _allocate(self) -> None:
-        import torch
-
-        device = self.model.device
-        self.behind = torch.zeros(self.count, self.places, dtype=torch.long, device=device)
-        self.present = torch.zeros(self.count, self.places, dtype=torch.bool, device=device)
-        self.prompt_mask = torch.ones(self.count * self.rows, self.width, dtype=torch.bool, device=device)
-        self.state = torch.zeros(self.count, self.rows, self.head.size, dtype=self.model.dtype, device=device)
-
-    def length(self, batch: int) -> int:
-        return self.lengths[self.running[batch]]
-
-    def leave(self, batch: int) -> None:
-        self.free.append(self.running.pop(batch))
-
-    def read(self, batches: dict[int, Batch]) -> None:
-        """Run the prompts of some batches and give each a slot. A place without a record runs a public prompt."""
-        import torch
-
-        slots = [self.free.pop() for _ in batches]
-        for slot, (index, batch) in zip(slots, batches.items(), strict=True):
-            self.running[index], self.lengths[slot] = slot, 0
-            self.behind[slot] = torch.tensor([member.text if member else 0 for member in batch.members])
-            self.present[slot] = torch.tensor([member is not None for member in batch.members])
-            self._fill(range(slot * self.rows, slot * self.rows + self.texts), self.heads.public_rows)
-        members = [member for batch in batches.values() for member in batch.members]
-        if members:
-            texts = [member.text if member else 0 for member in members]
-            tails = [member.tail if member else self.heads.publics[0].tail for member in members]
-            rows = [slot * self.rows + self.texts + place for slot in slots for place in range(self.places)]
-            self._fill(rows, self.heads.read(texts, tails))
-
-    def _fill(self, rows: Sequence[int], made: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
-        import torch
-
-        cache, mask, states = made
-        index = torch.tensor(list(rows), device=mask.device)
-        self.cache.put(index, cache)
-        self.prompt_mask[index] = mask
-        self.state.view(self.count * self.rows, -1)[index] = states
-
-    def draw(self, mechanism: PrivatePrediction) -> dict[int, list[int]]:
-        """The next token of every text of every running batch."""
-        import torch
-
-        slots = torch.tensor(list(self.running.values()), device=self.state.device)
-        public = self.head.scores(self.state[slots, : self.texts]).flatten(0, 1)  # (S * texts, V)
-        chosen, allowed = _candidates(public, mechanism)
-        scores = self.scores(slots, public, chosen, mechanism)
-        allowed = mechanism.narrowed(scores, allowed)
-        index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
-        tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
-        for slot in slots.tolist():
-            self.lengths[slot] += 1
-        return dict(zip(self.running, tokens, strict=True))
-
-    def scores(
-        self, slots: torch.Tensor, public: torch.Tensor, chosen: torch.Tensor, mechanism: PrivatePrediction
-    ) -> torch.Tensor:
-        """The mechanism's scores (S * texts, K) of some tokens `chosen`, given public scores (S * texts, V)."""
-        import torch
-
-        every = torch.arange(self.texts, device=slots.device)[None, :, None]
-        present = self.present[slots][:, None] & (self.behind[slots][:, None] == every)  # (S, texts, places)
-        divisors = self.heads.divisors.repeat(len(slots))
-        base, states = public.gather(-1, chosen), self.state[slots, self.texts :]
-        if math.isfinite(mechanism.sensitivity):
-            private = self.head.scores_of(states, chosen.view(len(slots), self.texts, -1))
-            return mechanism.scores(base, private.flatten(0, 1), present.flatten(0, 1), divisors)
-        # With no clip the mean of the members' scores is the score of their mean state: one row a text, and not all
-        # places' over the whole vocabulary, which is what may be drawn then.
-        count = present.sum(-1)  # (S, texts)
-        mean = present.to(states.dtype) @ states / count.clamp(min=1)[..., None]
-        private = self.head.scores(mean).flatten(0, 1).gather(-1, chosen)
-        count = count.flatten()
-        return mechanism.scores(base, private[:, None], count[:, None] > 0, divisors / count.clamp(min=1))
-
-    def feed(self, drawn: dict[int, list[int]]) -> None:
-        """Run the drawn tokens: every public row its own, every place that of the text it stands behind."""
-        import torch
-
-        if not drawn:
-            return
-        device = self.state.device
-        tokens = torch.zeros(self.count, self.texts, dtype=torch.long, device=device)
-        for index, row in drawn.items():
-            tokens[self.running[index]] = torch.tensor(row, device=device)
-        ids = torch.cat([tokens, tokens.gather(1, self.behind)], dim=1).flatten()[:, None]
-        lengths = torch.tensor(self.lengths, device=device).clamp(min=1).repeat_interleave(self.rows)
-        longest = max(self.lengths[slot] for slot in self.running.values())
-        fed = torch.arange(longest, device=device)[None] < lengths[:, None]  # (rows, longest)
-        mask = torch.cat([self.prompt_mask, fed], dim=1)
-        self.cache.columns = self.width + lengths - 1
-        self.cache.used = self.width + longest
-        hidden = self.head.run(
-            input_ids=ids,
-            attention_mask=additive_mask(mask[:, None, None], self.model.dtype),
-            position_ids=(self.prompt_mask.sum(1) + lengths - 1)[:, None],
-            past_key_values=self.cache.made,
-            use_cache=True,
-        )
-        self.state = hidden.view(self.count, self.rows, -1)
-
-    def shrink(self) -> None:
-        """Drop the slots of finished batches once they are half of all: nothing waits for them any more."""
-        import torch
-
-        if not self.running or 2 * len(self.running) > self.count:
-            return
-        kept = list(self.running.values())
-        slots = torch.tensor(kept, device=self.state.device)
-        rows = (slots[:, None] * self.rows + torch.arange(self.rows, device=slots.device)).flatten()
-        self.cache.keep(rows)
-        self.behind, self.present, self.state = self.behind[slots], self.present[slots], self.state[slots]
-        self.prompt_mask = self.prompt_mask[rows]
-        self.lengths = [self.lengths[slot] for slot in kept]
-        self.running = {index: at for at, index in enumerate(self.running)}
-        self.count, self.free = len(kept), []
+        Raises:
+            UserError: the model's rows are not computed apart.
+        """
+        ...

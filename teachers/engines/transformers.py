@@ -18,6 +18,8 @@ from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, to
 if TYPE_CHECKING:
     import torch
 
+    from tutelage.teachers.engines.transformers_private import TransformersDecoder
+
 
 class TransformersEngine:
     """Continues text with a local model.
@@ -35,6 +37,12 @@ class TransformersEngine:
     def chat(self, system: str, user: str) -> str:
         """See `Engine.chat`."""
         return chat_prompt(self.tokenizer, system, user)
+
+    def decoder(self, tail_tokens: int) -> TransformersDecoder:
+        """See `PrivateEngine.decoder`."""
+        from tutelage.teachers.engines.transformers_private import TransformersDecoder
+
+        return TransformersDecoder(self.model, self.tokenizer, self.batch_rows, tail_tokens)
 
     def close(self) -> None:
         """See `Engine.close`. The model stays, for the next silo's teacher and for whoever has loaded it."""
