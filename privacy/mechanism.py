@@ -201,6 +201,13 @@ class PrivatePrediction:
         total = torch.where(present[..., None], difference, 0.0).sum(1)
         return base + total / by
 
+    def pick(self, tokens: torch.Tensor, scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """The next token of each text (G,), of candidates (G, K) with these scores."""
+        import torch
+
+        index = torch.tensor(self.draw(scores, self.narrowed(scores, allowed)), device=tokens.device)
+        return tokens.gather(-1, index[:, None])[:, 0]
+
     def draw(self, scores: torch.Tensor, allowed: torch.Tensor) -> list[int]:
         """One index per row: softmax of scores / τ over the allowed entries, by the operating system's randomness.
 

@@ -17,37 +17,45 @@ _FEW = 0.1
 def refuse_shared_rows(model: Any) -> None:
     """Stop where what stands in one row moves another's scores: no clip bounds what a record does that way.
 
-    Mixtures of experts share their experts' places. Quantised models may scale activations by the largest in the whole
-    batch, or choose columns by it, which shows on some texts only; so none is taken, whatever its kind. The others are
-    put to the test, on one row among different ones.
-
     Raises:
         UserError: it is such a model.
     """
     import torch
 
-    config = model.config.get_text_config()
-    fault = None
-    if any((getattr(config, name, None) or 0) > 1 for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        fault = "is a mixture of experts"
-    elif getattr(model.config, "quantization_config", None) is not None:
-        fault = "is quantised"
-    else:
-        own = torch.arange(_TRIED_TOKENS) % config.vocab_size
-        others = (torch.zeros_like(own), config.vocab_size - 1 - own)
-        with torch.inference_mode():
-            first, second = (
-                model(input_ids=torch.stack([own, one, one]).to(model.device), use_cache=False).logits[0]
-                for one in others
-            )
-        if not bool((first == second).all()):
-            fault = "gives a row other scores when other rows change"
-    if fault:
-        raise UserError(
-            f"private prediction needs a model whose rows are computed apart; this one {fault}",
-            key="teach.model",
-            remedy="take a dense model with unquantised weights, or privacy.mechanism private_evolution",
+    refuse_kind(model.config)
+    own = torch.arange(_TRIED_TOKENS) % model.config.get_text_config().vocab_size
+    others = (torch.zeros_like(own), model.config.get_text_config().vocab_size - 1 - own)
+    with torch.inference_mode():
+        first, second = (
+            model(input_ids=torch.stack([own, one, one]).to(model.device), use_cache=False).logits[0] for one in others
         )
+    if not bool((first == second).all()):
+        raise shared_rows("gives a row other scores when other rows change")
+
+
+def refuse_kind(config: Any) -> None:
+    """Stop at a kind of model whose rows are not computed apart on some texts, whatever shows on those that are tried.
+
+    Mixtures of experts share their experts' places. Quantised models may scale activations by the largest in the whole
+    batch, or choose columns by it.
+
+    Raises:
+        UserError: it is such a kind.
+    """
+    text = config.get_text_config()
+    if any((getattr(text, name, None) or 0) > 1 for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise shared_rows("is a mixture of experts")
+    if getattr(config, "quantization_config", None) is not None:
+        raise shared_rows("is quantised")
+
+
+def shared_rows(fault: str) -> UserError:
+    """What is said of a model whose rows are not computed apart."""
+    return UserError(
+        f"private prediction needs a model whose rows are computed apart; this one {fault}",
+        key="teach.model",
+        remedy="take a dense model with unquantised weights, or privacy.mechanism private_evolution",
+    )
 
 
 class Head:

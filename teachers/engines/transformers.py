@@ -160,7 +160,12 @@ def check_length(model: Any, tokens: int) -> None:
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Ids that end a text: the tokenizer's and the generation config's end-of-sequence tokens."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
+    return end_ids(model.generation_config, tokenizer)
+
+
+def end_ids(config: Any, tokenizer: Any) -> set[int]:
+    """See `end_tokens`; `config`: a generation config, or None."""
+    ids = getattr(config, "eos_token_id", None)
     listed = ids if isinstance(ids, list) else [ids]
     return {i for i in [*listed, tokenizer.eos_token_id] if i is not None}
 

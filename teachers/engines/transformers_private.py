@@ -126,8 +126,7 @@ class TransformersDecoder:
                 scores = slots.scores(order, public.repeat(repeated), chosen.repeat(repeated), mechanism)
                 whole, *less = scores.view(len(variants), slots.texts, -1)
                 moved += [float((whole - one).abs()[allowed].max()) for one in less]
-                index = torch.tensor(mechanism.draw(whole, allowed), device=chosen.device)
-                drawn = chosen.gather(-1, index[:, None])[:, 0].tolist()
+                drawn = mechanism.pick(chosen, whole, allowed).tolist()
                 for slot in order.tolist():
                     slots.lengths[slot] += 1
                 if step + 1 < mechanism.max_tokens:
@@ -274,9 +273,7 @@ class _Slots:
         public = self.head.scores(self.state[slots, : self.texts]).flatten(0, 1)  # (S * texts, V)
         chosen, allowed = mechanism.chosen(public)
         scores = self.scores(slots, public, chosen, mechanism)
-        allowed = mechanism.narrowed(scores, allowed)
-        index = torch.tensor(mechanism.draw(scores, allowed), device=slots.device)
-        tokens = chosen.gather(-1, index[:, None]).view(len(slots), self.texts).tolist()
+        tokens = mechanism.pick(chosen, scores, allowed).view(len(slots), self.texts).tolist()
         for slot in slots.tolist():
             self.lengths[slot] += 1
         return dict(zip(self.running, tokens, strict=True))

@@ -2,12 +2,13 @@
 
 Private prompts cross the two pipes and nothing else: no argument, no environment variable, no file, no log. What the
 process prints is thrown away, since vLLM quotes requests when it fails; `TUTELAGE_SHOW_MESSAGES=1` shows it. The
-protocol is told in vllm_worker.py, which is all that runs over there.
+protocol is told in vllm_worker.py, which is what runs over there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -19,12 +20,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tutelage.configs.errors import UserError
+from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import best_dtype, load_tokenizer
 from tutelage.configs.schema import VllmConfig
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
+from tutelage.teachers.engines.rows import shared_rows
+
+if TYPE_CHECKING:
+    from tutelage.teachers.engines.vllm_private import VllmDecoder
+
+Send = Callable[[dict[str, Any]], None]
+Receive = Callable[[], dict[str, Any]]
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 PYTHON = "TUTELAGE_VLLM"
@@ -68,6 +76,14 @@ class VllmEngine:
         self.folder, self.config, self.python = folder, config, vllm_python()
         self.tokenizer = load_tokenizer(folder)
         self._worker: subprocess.Popen[bytes] | None = None
+        self._private: dict[str, Any] | None = None
+        """What it was begun with for private prediction."""
+
+    def decoder(self, tail_tokens: int) -> VllmDecoder:
+        """See `PrivateEngine.decoder`."""
+        from tutelage.teachers.engines.vllm_private import VllmDecoder
+
+        return VllmDecoder(self, tail_tokens)
 
     def chat(self, system: str, user: str) -> str:
         """See `Engine.chat`."""
@@ -100,19 +116,13 @@ class VllmEngine:
                 "stop": [sampling.stop],
             },
         }
-        with self._at_work() as worker:
-            self._send(worker, request)
-            while "done" in (answer := self._receive(worker)):
+        with self.at_work() as (send, receive):
+            send(request)
+            while "done" in (answer := receive()):
                 if on_progress:
                     on_progress(answer["done"])
         if "too_long" in answer:
             raise too_long(*answer["too_long"])
-        if "failed" in answer:
-            self.close()
-            raise UserError(
-                f"vLLM failed with {answer['failed']}", key="teach.engine",
-                remedy="TUTELAGE_SHOW_MESSAGES=1 shows what it prints, which may quote private text",
-            )  # fmt: skip
         return [[Generation(text, finished) for text, finished in row] for row in answer["texts"]]
 
     def close(self) -> None:
@@ -129,15 +139,25 @@ class VllmEngine:
                 stream and stream.close()
 
     @contextlib.contextmanager
-    def _at_work(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The process, begun if need be. Whatever goes wrong ends it: half an answer would be taken for the next."""
+    def at_work(self, private: dict[str, Any] | None = None) -> Iterator[tuple[Send, Receive]]:
+        """The process, begun if need be: how to ask it, and how to hear what it says.
+
+        Whatever goes wrong ends it: half an answer would be taken for the next.
+
+        Args:
+            private: What private prediction needs it to be begun with; None: anything but that.
+        """
         try:
-            yield self._worker or self._start()
+            if self._worker is not None and not _serves(self._private, private):
+                self.close()
+            worker = self._worker or self._start(private)
+            yield functools.partial(self._send, worker), functools.partial(self._hear, worker)
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, private: dict[str, Any] | None) -> subprocess.Popen[bytes]:
+        self._private = private
         worker = self._worker = subprocess.Popen(
             # -I: else the folder of the program comes first, where `vllm` is this module
             [str(self.python), "-I", str(WORKER)],
@@ -147,7 +167,7 @@ class VllmEngine:
             env=self._environment(),
             start_new_session=True,  # one group to end, and Ctrl-C is not for it
         )
-        self._send(worker, {"llm": self._settings()})
+        self._send(worker, {"llm": self._settings(), "private": private})
         answer = self._receive(worker, time.monotonic() + self.config.start_timeout_s)
         if "failed" in answer:
             why = " ".join(str(answer["why"]).split())[:_SHOWN_CHARS]
@@ -155,7 +175,28 @@ class VllmEngine:
                 f"vLLM did not load the model ({answer['failed']}: {why})", key="teach.engine",
                 remedy="mend the settings; TUTELAGE_SHOW_MESSAGES=1 shows all that it prints",
             )  # fmt: skip
+        if "shared" in answer:
+            raise shared_rows("gives a row other scores with vLLM when other rows change")
         return worker
+
+    def _hear(self, worker: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            PrivacyError: rows that are drawn for together were not together.
+            UserError: vLLM failed or died.
+        """
+        answer = self._receive(worker)
+        if answer.get("failed") == "Torn":
+            raise PrivacyError(
+                "vLLM did not keep the rows of a batch together: what was being written has not been released"
+            )
+        if "failed" in answer:
+            raise UserError(
+                f"vLLM failed with {answer['failed']}", key="teach.engine",
+                remedy="TUTELAGE_SHOW_MESSAGES=1 shows what it prints, which may quote private text",
+            )  # fmt: skip
+        return answer
 
     def _settings(self) -> dict[str, Any]:
         config = self.config
@@ -228,6 +269,13 @@ class VllmEngine:
             f"the process with vLLM ended ({how})", key="teach.engine",
             remedy="if it was out of memory, lower teach.engine.kv_cache_gib, gpu_memory_utilization or max_model_len",
         )  # fmt: skip
+
+
+def _serves(begun: dict[str, Any] | None, private: dict[str, Any] | None) -> bool:
+    """Whether a process that was begun with the one can do what needs the other."""
+    if begun is None or private is None:
+        return begun is private
+    return all(begun[key] >= private[key] for key in ("rows", "width", "max_model_len"))
 
 
 def _has_ended(worker: subprocess.Popen[bytes]) -> bool:

@@ -2,25 +2,37 @@
 
 It needs nothing but the standard library and vLLM. A message is its length in bytes (4, big endian), then JSON.
 
-    in:  {"llm": {...}}                                          once: the arguments of vLLM's LLM
+    in:  {"llm": {...}, "private": null}                         once: the arguments of vLLM's LLM
     out: {"ready": {"max_model_len": 2048}} or {"failed": TYPE, "why": MESSAGE}
     in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}}  the arguments of SamplingParams
     out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
          {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
+
+For private prediction (vllm_private_worker.py) it begins with {"rows", "width", "max_model_len", "mechanism": FILE} as
+`private`, and answers {"shared": true} where the model's rows are not computed apart; then
+
+    in:  {"write": {...}} or {"shift": {...}}                    publics, places, tail_tokens, stop, ends, mechanism
+    out: {"room": COUNT}, or {"written": BATCH, "texts": [[TEXT, FINISHED]]}, or {"done": true} after the last;
+         {"moved": [LOGITS]} for a shift; {"too_long"} as above, {"no_room": TOKENS}
+    in:  {"batches": [[BATCH, [[TEXT NUMBER, TAIL] or null]]]}   after `room`: as many, or fewer if there are no more
 
 It ends with its whole process group as soon as its input ends, so also if its parent was killed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import queue
 import signal
 import struct
+import sys
 import threading
 import time
 import traceback
+import types
+from pathlib import Path
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct(">I")
@@ -61,27 +73,47 @@ def main() -> None:
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not for vLLM's own children
     try:
-        llm = _load(requests.get()["llm"])
+        start = requests.get()
+        llm, modules = _load(start["llm"], start["private"])
     except BaseException as error:  # no private text has been read yet
         traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
+        _end()
+    if modules and not modules.private.apart(llm):
+        send(answers, {"shared": True})
         _end()
     send(answers, {"ready": {"max_model_len": llm.model_config.max_model_len}})
     while True:
         request = requests.get()
         try:
-            send(answers, _answer(llm, request, answers))
+            if "shift" in request:
+                send(answers, modules.private.shift(llm, request["shift"], modules))
+            elif "write" in request:
+                for answer in modules.private.write(llm, request["write"], modules, requests.get):
+                    send(answers, answer)
+            else:
+                send(answers, _answer(llm, request, answers))
         except BaseException as error:
             traceback.print_exc()  # nobody sees it, unless it was asked for: it may quote a prompt
             send(answers, {"failed": type(error).__name__})
             _end()
 
 
-def _load(settings: dict[str, Any]) -> Any:
+def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any, Any]:
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
-    here = current_platform.is_cpu()
+    here, modules = current_platform.is_cpu(), None
+    if private:
+        # A row's attention is else summed up in parts that depend on how long the others are.
+        os.environ["VLLM_CPU_ATTN_SPLIT_KV" if here else "VLLM_BATCH_INVARIANT"] = "0" if here else "1"
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it asks no logits processor
+        beside = Path(__file__).parent
+        modules = types.SimpleNamespace(
+            private=_module("vllm_private_worker", beside), drawn=_module("drawn", beside),
+            mechanism=_module("mechanism", Path(private["mechanism"]).parent),
+        )  # fmt: skip
+        settings |= modules.private.settings(private)
     if settings["enforce_eager"] is None:  # compiling for a processor takes longer than it saves
         settings["enforce_eager"] = here
     if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
@@ -89,7 +121,17 @@ def _load(settings: dict[str, Any]) -> Any:
     llm = LLM(**settings, disable_log_stats=True)
     # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
     llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
-    return llm
+    return llm, modules
+
+
+def _module(name: str, folder: Path) -> Any:
+    """A file of ours: what is installed here is vLLM, not tutelage."""
+    spec = importlib.util.spec_from_file_location(f"tutelage_{name}", folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
