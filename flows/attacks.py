@@ -5,8 +5,10 @@ They read what was released, and private records only as members to be told from
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from tutelage.configs.records import Example
 from tutelage.configs.schema import PrivatePredictionPrivacy
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
-from tutelage.flows.stages import labels, scrubber, transformers_engine
+from tutelage.flows.stages import labels, scrubber, teacher_engine
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
@@ -29,6 +31,7 @@ from tutelage.privacy.vault import PrivateRecord, read_records
 from tutelage.students import score, train
 from tutelage.students.scorer import ModelScorer
 from tutelage.teachers import private, prompts
+from tutelage.teachers.engines.private import PrivateEngine
 
 _AUXILIARY_EPOCHS = 2
 _AUXILIARY_TEXTS = 200
@@ -54,9 +57,10 @@ def probe_mechanism(run: Run) -> Done:
     if not isinstance(privacy, PrivatePredictionPrivacy) or privacy.epsilon == 0:
         return [], {"metrics": []}
     records = read_records(layout.evaluation_path(run, "nonmembers"))
-    engine = transformers_engine(recipe.teach)
     _, examples = private.mechanisms(formal.allocation(run, run.silos[0]).teach, recipe.teach)
-    ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
+    with contextlib.closing(teacher_engine(recipe.teach)) as made:
+        engine = cast(PrivateEngine, made)  # `Recipe.check_engine`
+        ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
     if not ratio <= 1 + gate.ROUNDING:
         raise PrivacyError(
             f"one record moves a teacher's scores {ratio:.3g} times as far as the guarantee allows: nothing was read"

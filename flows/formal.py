@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import evolution, private
 from tutelage.teachers.engines.base import Engine
-from tutelage.teachers.engines.transformers import TransformersEngine
+from tutelage.teachers.engines.private import PrivateEngine
 
 Facts = dict[str, Any]
 
@@ -106,13 +106,13 @@ def teach(run: Run, engine: Engine, round: int, name: str, bracket: str | None =
     """A silo's drafts of one round, made under its mechanism (or under one of the brackets)."""
     silo = Silo(run, name, bracket)
     if isinstance(silo.privacy, PrivatePredictionPrivacy):
-        assert isinstance(engine, TransformersEngine)  # `Recipe.check_engine`
-        return _predict(silo, silo.privacy, engine, round)
+        # `Recipe.check_engine` lets no other engine in.
+        return _predict(silo, silo.privacy, cast(PrivateEngine, engine), round)
     return _evolve(silo, silo.privacy, engine, round)
 
 
 def _predict(
-    silo: Silo, privacy: PrivatePredictionPrivacy, engine: TransformersEngine, round: int
+    silo: Silo, privacy: PrivatePredictionPrivacy, engine: PrivateEngine, round: int
 ) -> tuple[list[Draft], Facts]:
     run, teach, name = silo.run, silo.recipe.teach, silo.name
     shares = silo.label_shares()

@@ -268,7 +268,7 @@ def teacher_engine(teach: TeachConfig) -> Engine:
     engine = teach.engine
     match engine:
         case TransformersConfig():
-            return transformers_engine(teach)
+            return _loaded(teach.model, teach.batch_rows)
         case VllmConfig():
             return VllmEngine(resolve_model(teach.model), engine)
         case OpenAIConfig():
@@ -279,13 +279,9 @@ def teacher_engine(teach: TeachConfig) -> Engine:
             assert_never(engine)
 
 
-def transformers_engine(teach: TeachConfig) -> TransformersEngine:
-    """What formal private prediction needs: the model itself. The same for all silos that this process teaches."""
-    return _loaded(teach.model, teach.batch_rows)
-
-
 @functools.lru_cache(maxsize=1)
 def _loaded(model: str, batch_rows: int) -> TransformersEngine:
+    """The same for all silos that this process teaches."""
     return TransformersEngine(resolve_model(model), batch_rows)
 
 

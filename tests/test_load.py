@@ -291,12 +291,22 @@ def test_an_endpoint_elsewhere_that_is_trusted(url: str) -> None:
     parse_recipe(changed("teach.engine", {"kind": "openai", "url": url, "trusted": True}))
 
 
-@pytest.mark.parametrize("engine", ["vllm", HERE])
-def test_private_prediction_needs_the_scores_of_every_token(engine: Any) -> None:
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        (HERE, "private_prediction needs transformers or vllm"),
+        ({"kind": "vllm", "tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
+        ({"kind": "vllm", "quantization": "fp8"}, "quantization must be null"),
+    ],
+)
+def test_private_prediction_needs_the_scores_of_every_token(engine: Any, why: str) -> None:
     data = yaml.safe_load((CONFIGS / "strict_dp.yaml").read_text())
     data["teach"]["engine"] = engine
-    assert "private_prediction needs transformers" in refused(data).problem
+    assert why in refused(data).problem
     data["privacy"] = {"mechanism": "private_evolution", "epsilon": 4}
+    parse_recipe(data)
+    data["teach"]["engine"] = "vllm"
+    data["privacy"]["mechanism"] = "private_prediction"
     parse_recipe(data)
 
 

@@ -14,7 +14,7 @@ from tutelage.configs.schema.section import not_a_boolean
 
 
 class TransformersConfig(Frozen):
-    """The model runs in the run's own process. The only engine that formal private prediction can be done with."""
+    """The model runs in the run's own process."""
 
     kind: Literal["transformers"] = "transformers"
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tutelage.configs.records import Frozen
 from tutelage.configs.schema.data import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
-from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, TransformersConfig
+from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, TransformersConfig, VllmConfig
 from tutelage.configs.schema.privacy import (
     FormalPrivacy,
     PrivacyConfig,
@@ -116,11 +116,8 @@ class Recipe(Section):
         Raises:
             ValueError: it can't.
         """
-        if isinstance(self.privacy, PrivatePredictionPrivacy) and not isinstance(engine, TransformersConfig):
-            raise ValueError(
-                f"teach.engine is {engine.kind}, which does not give the scores of every token: "
-                "private_prediction needs transformers; private_evolution does with any engine"
-            )
+        if isinstance(self.privacy, PrivatePredictionPrivacy):
+            _check_private(engine)
         if isinstance(engine, OpenAIConfig) and not engine.extensions and self.teach.top_k:
             raise ValueError("teach.top_k must be 0 where teach.engine.extensions is false")
 
@@ -189,6 +186,24 @@ class Recipe(Section):
     def formal(self) -> PrivatePredictionPrivacy | PrivateEvolutionPrivacy | None:
         """The privacy section where it promises an ε; None where lessons are screened only."""
         return None if isinstance(self.privacy, Screened) else self.privacy
+
+
+def _check_private(engine: EngineConfig) -> None:
+    if isinstance(engine, OpenAIConfig):
+        raise ValueError(
+            "teach.engine is openai, which does not give the scores of every token: "
+            "private_prediction needs transformers or vllm; private_evolution does with any engine"
+        )
+    if isinstance(engine, VllmConfig) and engine.tensor_parallel_size > 1:
+        raise ValueError(
+            "teach.engine.tensor_parallel_size must be 1 under private_prediction: "
+            "vLLM would draw in other processes, where nothing sees that the rows of a batch are together"
+        )
+    if isinstance(engine, VllmConfig) and engine.quantization is not None:
+        raise ValueError(
+            "teach.engine.quantization must be null under private_prediction: "
+            "in a quantised model one record's row can move the scores of another's"
+        )
 
 
 _ONLY_SCREENED = (
