@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,28 +24,16 @@ from typing import Any
 import psutil
 import pytest
 from tiny_model import make_tiny_model
-from vllm_environment import needs_vllm
+from vllm_environment import needs_vllm, played_by
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import VllmConfig
-from tutelage.teachers.engines import vllm
 from tutelage.teachers.engines.base import Sampling
 from tutelage.teachers.engines.vllm import VllmEngine, vllm_python
 
 SECRET = "zebra-quokka-17"
 SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop="\n###")
 
-_FAKE = """
-import json, os, signal, struct, subprocess, sys, time
-def receive():
-    size, = struct.unpack(">I", sys.stdin.buffer.read(4))
-    return json.loads(sys.stdin.buffer.read(size))
-def send(message):
-    data = json.dumps(message).encode()
-    sys.stdout.buffer.write(struct.pack(">I", len(data)) + data)
-    sys.stdout.buffer.flush()
-receive()
-"""
 _READY = 'send({"ready": {"max_model_len": 9}})\n'
 _ANSWER = (
     'request = receive()\nsend({"texts": [[["so", True]] * request["sampling"]["n"] for _ in request["prompts"]]})\n'
@@ -79,18 +66,6 @@ def none_is_left(mark: str, within_s: float = 10.0) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-@contextlib.contextmanager
-def played_by(program: str, model: Path, folder: Path, **settings: Any) -> Iterator[VllmEngine]:
-    """An engine whose process runs a small program."""
-    path = folder / "fake.py"
-    path.write_text(_FAKE + textwrap.dedent(program))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUTELAGE_VLLM", sys.executable)
-        patch.setattr(vllm, "WORKER", path)
-        with contextlib.closing(VllmEngine(model, VllmConfig(kind="vllm", **settings))) as engine:
-            yield engine
 
 
 def failure(engine: VllmEngine) -> UserError:

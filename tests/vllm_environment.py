@@ -7,15 +7,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tutelage.configs.errors import UserError
-from tutelage.teachers.engines.vllm import vllm_python
+from tutelage.configs.schema import VllmConfig
+from tutelage.teachers.engines import vllm
+from tutelage.teachers.engines.vllm import VllmEngine, vllm_python
 
 
 def _built() -> bool:
@@ -29,6 +34,31 @@ needs_vllm = [pytest.mark.slow, pytest.mark.skipif(not _built(), reason="needs `
 """Marks: vLLM takes most of a minute to start on two cores."""
 
 KEY = "sk-of-the-tests-alone"
+
+
+_FAKE = """
+import json, os, signal, struct, subprocess, sys, time
+def receive():
+    size, = struct.unpack(">I", sys.stdin.buffer.read(4))
+    return json.loads(sys.stdin.buffer.read(size))
+def send(message):
+    data = json.dumps(message).encode()
+    sys.stdout.buffer.write(struct.pack(">I", len(data)) + data)
+    sys.stdout.buffer.flush()
+receive()
+"""
+
+
+@contextlib.contextmanager
+def played_by(program: str, model: Path, folder: Path, **settings: Any) -> Iterator[VllmEngine]:
+    """An engine whose process runs a small program."""
+    path = folder / "fake.py"
+    path.write_text(_FAKE + textwrap.dedent(program))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_VLLM", sys.executable)
+        patch.setattr(vllm, "WORKER", path)
+        with contextlib.closing(VllmEngine(model, VllmConfig(kind="vllm", **settings))) as engine:
+            yield engine
 
 
 @contextlib.contextmanager
