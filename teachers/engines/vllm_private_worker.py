@@ -323,8 +323,8 @@ def _refused(decoding: Decoding) -> dict[str, Any] | None:
     return None
 
 
-_TRIED_TOKENS, _TRIED_STEPS = 160, 3
-_OTHERS = ((), (160,) * 7, (20,) * 7, (37, 190, 210, 44, 31, 120, 155), (160,) * 20)
+_TRIED_TOKENS, _TRIED_STEPS = 128, 3
+_OTHERS = ((), (128,) * 3, (16,) * 7, (37, 150, 64, 9), (1,) * 40)
 
 
 def apart(llm: Any) -> bool:
