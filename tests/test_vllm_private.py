@@ -22,7 +22,7 @@ from tiny_model import make_tiny_model
 from vllm_environment import needs_vllm, played_by
 
 from tutelage.configs.errors import PrivacyError, UserError
-from tutelage.configs.models import load_model
+from tutelage.configs.models import load_model, resolve_model
 from tutelage.configs.schema import VllmConfig
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
@@ -309,24 +309,10 @@ class TestWithVllm:
             "mechanism": asdict(one),
         }
         shift = request | {"mechanism": asdict(mechanism(sensitivity=1e-4)), "members": asked[0][0]}
-        folder = tmp_path_factory.mktemp("steps")
-        start = {"rows": 5, "width": 100, "max_model_len": 200, "mechanism": mechanism_file()}
-        (folder / "asked.json").write_text(
-            json.dumps({"start": start, "write": request, "variants": asked, "shift": shift})
+        start = {"rows": 5, "width": 100, "longest": 120, "max_model_len": 200, "mechanism": mechanism_file()}
+        return within(
+            wide_model, tmp_path_factory, {"start": start, "write": request, "variants": asked, "shift": shift}
         )
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in VllmEngine(wide_model, VllmConfig(kind="vllm", kv_cache_gib=1))._environment().items():
-                patch.setenv(name, value)
-            patch.setenv("OMP_NUM_THREADS", "2")  # for one thread nothing is split
-            subprocess.run(
-                [
-                    str(vllm_python()), "-I", str(Path(__file__).with_name("vllm_steps.py")),
-                    str(vllm.WORKER.parent), str(wide_model), str(folder / "asked.json"), str(folder / "out.pt"),
-                ],
-                check=True, timeout=500,
-            )  # fmt: skip
-        found: dict[str, Any] = torch.load(folder / "out.pt")
-        return found
 
     def test_a_record_moves_its_own_texts_scores_alone_and_by_no_more_than_c_over_b(self, seen: dict[str, Any]) -> None:
         whole, *without = seen["steps"]
@@ -356,10 +342,14 @@ class TestWithVllm:
         assert len(stopped) == 4
         assert all(stopped.values()), stopped
 
-    def test_rows_that_share_anything_are_seen(self, seen: dict[str, Any]) -> None:
-        """Attention in parts that depend on the other rows' lengths is what vLLM does on a processor by itself."""
+    def test_rows_that_share_anything_are_seen(
+        self, seen: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """On a real model: threads that share a prompt's attention, as vLLM's do, sum it up in another order."""
+        start = {"rows": 8, "width": 290, "longest": 330, "max_model_len": 400, "mechanism": mechanism_file()}
+        real = within(resolve_model("smollm2-135m-instruct"), tmp_path_factory, {"start": start})
         assert seen["apart"] is True
-        assert seen["apart where attention is split"] is False
+        assert real == {"apart": True, "apart where threads share attention": False}
 
     def test_the_claim_put_to_the_test(self, seen: dict[str, Any], decoder: VllmDecoder) -> None:
         assert max(seen["moved"]) == pytest.approx(1e-4, rel=1e-6)
@@ -374,3 +364,20 @@ def mechanism_file() -> str:
     from tutelage.privacy import mechanism as module
 
     return str(Path(module.__file__).resolve())
+
+
+def within(model: Path, tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> dict[str, Any]:
+    """What vllm_steps.py sees."""
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "asked.json").write_text(json.dumps(asked))
+    environment = VllmEngine(model, VllmConfig(kind="vllm", kv_cache_gib=1))._environment()
+    subprocess.run(
+        [
+            str(vllm_python()), "-I", str(Path(__file__).with_name("vllm_steps.py")),
+            str(vllm.WORKER.parent), str(model), str(folder / "asked.json"), str(folder / "out.pt"),
+        ],
+        env=environment | {"OMP_NUM_THREADS": "2"},  # one thread shares with nobody
+        check=True, timeout=500,
+    )  # fmt: skip
+    found: dict[str, Any] = torch.load(folder / "out.pt")
+    return found

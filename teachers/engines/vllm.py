@@ -275,7 +275,7 @@ def _serves(begun: dict[str, Any] | None, private: dict[str, Any] | None) -> boo
     """Whether a process that was begun with the one can do what needs the other."""
     if begun is None or private is None:
         return begun is private
-    return all(begun[key] >= private[key] for key in ("rows", "width", "max_model_len"))
+    return all(begun[key] >= private[key] for key in ("rows", "width", "longest", "max_model_len"))
 
 
 def _has_ended(worker: subprocess.Popen[bytes]) -> bool:

@@ -134,6 +134,7 @@ class VllmDecoder:
         return {
             "rows": len(request["publics"]) + request["places"],
             "width": width,
+            "longest": longest,
             "max_model_len": min(limit, max(longest, _AMPLE_TOKENS)),
             "mechanism": str(Path(mechanisms.__file__).resolve()),
         }

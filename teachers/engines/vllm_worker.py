@@ -8,8 +8,8 @@ It needs nothing but the standard library and vLLM. A message is its length in b
     out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
          {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
 
-For private prediction (vllm_private_worker.py) it begins with {"rows", "width", "max_model_len", "mechanism": FILE} as
-`private`, and answers {"shared": true} where the model's rows are not computed apart; then
+For private prediction (vllm_private_worker.py) it begins with {"rows", "width", "longest", "max_model_len", "mechanism": FILE}
+as `private`, and answers {"shared": true} where the model's rows are not computed apart; then
 
     in:  {"write": {...}} or {"shift": {...}}                    publics, places, tail_tokens, stop, ends, mechanism
     out: {"room": COUNT}, or {"written": BATCH, "texts": [[TEXT, FINISHED]]}, or {"done": true} after the last;
@@ -79,7 +79,7 @@ def main() -> None:
         traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
         _end()
-    if modules and not modules.private.apart(llm):
+    if modules and not modules.private.apart(llm, start["private"]):
         send(answers, {"shared": True})
         _end()
     send(answers, {"ready": {"max_model_len": llm.model_config.max_model_len}})
@@ -105,14 +105,13 @@ def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any
 
     here, modules = current_platform.is_cpu(), None
     if private:
-        # A row's attention is else summed up in parts that depend on how long the others are.
-        os.environ["VLLM_CPU_ATTN_SPLIT_KV" if here else "VLLM_BATCH_INVARIANT"] = "0" if here else "1"
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it asks no logits processor
         beside = Path(__file__).parent
         modules = types.SimpleNamespace(
             private=_module("vllm_private_worker", beside), drawn=_module("drawn", beside),
             mechanism=_module("mechanism", Path(private["mechanism"]).parent),
         )  # fmt: skip
+        modules.private.compute_apart(here)
         settings |= modules.private.settings(private)
     if settings["enforce_eager"] is None:  # compiling for a processor takes longer than it saves
         settings["enforce_eager"] = here
