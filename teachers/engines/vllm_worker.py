@@ -8,8 +8,8 @@ It needs nothing but the standard library and vLLM. A message is its length in b
     out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
          {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
 
-For private prediction (vllm_private_worker.py) it begins with {"rows", "width", "longest", "max_model_len", "mechanism": FILE}
-as `private`, and answers {"shared": true} where the model's rows are not computed apart; then
+For private prediction (vllm_private_worker.py) it begins with `private` being {"rows", "width", "longest",
+"max_model_len", "mechanism": FILE}, and answers {"shared": true} where the model's rows are not computed apart; then
 
     in:  {"write": {...}} or {"shift": {...}}                    publics, places, tail_tokens, stop, ends, mechanism
     out: {"room": COUNT}, or {"written": BATCH, "texts": [[TEXT, FINISHED]]}, or {"done": true} after the last;
