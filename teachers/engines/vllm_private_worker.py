@@ -328,7 +328,7 @@ def _refused(decoding: Decoding) -> dict[str, Any] | None:
 def compute_apart(on_processor: bool) -> None:
     """Have vLLM compute a row the same whatever other rows stand beside it, as far as it has a way to.
 
-    On a processor it deals attention out to its threads by all rows' lengths, and where a prompt or its keys are cut for
+    On a processor it deals attention out to its threads by all rows' lengths; where a prompt or its keys are cut for
     that, sums are taken in another order. For a single thread nothing is cut; all else has all threads.
     """
     if not on_processor:
