@@ -107,7 +107,10 @@ def validate(
 
             dealt, silos = deal(loaded, checked), f"{len(checked.federation.silos)} silos elsewhere"
         else:
+            from tutelage.flows.stages import check_silos
+
             dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.min_records_per_label)
+            check_silos(checked, dealt)
             silos = f"{len(dealt.silos)} silos"
         found = f"; {len(loaded.records)} records, {silos}, {len(dealt.test)} for testing"
     typer.echo(f"{recipe}: fine{found}")

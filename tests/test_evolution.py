@@ -23,6 +23,7 @@ from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import evolution, prompts
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.evolution import Evolved, Vote, evolve, nearest
+from tutelage.teachers.teacher import Solo
 
 MAIL = ClassificationTask(
     description="Sort mail.", labels={"ham": "wanted mail", "spam": "unwanted mail"}, text_noun="e-mail"
@@ -103,7 +104,7 @@ def any_count(iteration: int, text: str) -> int:
 
 def grow(engine: Any, vote: Vote, task: Task = MAIL, **changes: Any) -> Evolved:
     given: dict[str, Any] = {"teach": TEACH, "config": sized(), "silo": "north", "round": 1, "seed": 0, **changes}
-    return evolve(engine, task=task, vote=vote, **given)
+    return evolve(Solo(engine), task=task, vote=vote, **given)
 
 
 def labels_of(task: Task) -> list[str | None]:
