@@ -34,7 +34,7 @@ None: that vote is lost (a killed process had spent it, say). It changes nothing
 are chosen uniformly. A vote that says nothing but should be acted upon (ε = 0) is all zeros: ties are broken at random.
 """
 
-_TRIES = 4
+TRIES = 4
 """How often a text is sampled, at most, until it is well formed and no duplicate."""
 
 
@@ -160,7 +160,7 @@ class _Author:
             wanted += [(label, parents[i % len(parents)]) for i in range(size - len(there))]
         # Two candidates of the same words are one: units would split their votes between them.
         taken = {label: {tuple(words(text_of(self.task, one))) for one in there} for label, there in population.items()}
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             if not wanted:
                 return
             if attempt:

@@ -294,7 +294,7 @@ def test_nothing_but_garbage_ends_without_a_vote(task: Task) -> None:
     evolved = grow(writer, voters, task)
     assert evolved == Evolved((), evolved.sampled, evolved.sampled)
     assert voters.votes == []
-    assert len(writer.calls) == 3 * evolution._TRIES
+    assert len(writer.calls) == 3 * evolution.TRIES
 
 
 def test_a_label_nobody_can_write_leaves_the_other_alone() -> None:
@@ -309,7 +309,7 @@ def test_a_label_nobody_can_write_leaves_the_other_alone() -> None:
 
 def test_a_label_that_failed_at_first_begins_later() -> None:
     writer = Writer()
-    writer.answer = lambda prompt, draw: "" if len(writer.calls) <= evolution._TRIES else Writer.vary(prompt, draw)
+    writer.answer = lambda prompt, draw: "" if len(writer.calls) <= evolution.TRIES else Writer.vary(prompt, draw)
     voters = Voters(any_count)
     evolved = grow(writer, voters)
     assert [vote[0] for vote in voters.votes] == [1, 2]
@@ -325,7 +325,7 @@ def test_duplicates_are_one_candidate() -> None:
         assert len({(label, *words(text)) for text, label in zip(texts, labels, strict=True)}) == 4
     assert Counter(one.completion for one in evolved.drafts) == {"ham": 2, "spam": 2}
     assert evolved.malformed == 0
-    assert len(writer.calls) == 3 * evolution._TRIES
+    assert len(writer.calls) == 3 * evolution.TRIES
 
 
 def test_half_a_surrogate_pair_is_no_text_of_ours() -> None:
