@@ -185,7 +185,8 @@ def _spending(recipe: Recipe, parts: int, prompts: int, read: int, drawn: int) -
     tried = 1 if isinstance(route, LabelRoute) else min(1, route.calibration_prompts * parts / prompts)
     low = min(whole) * Fraction(1 - tried) + sum(whole) * Fraction(tried)
     times = 1 + recipe.teach.max_retries if recipe.formal is None else evolution.TRIES
-    asked = sum(whole) if isinstance(route, CascadeRoute) else max(whole) + sum(whole) * Fraction(tried)
+    every = sum(whole, Fraction(0))
+    asked = every if isinstance(route, CascadeRoute) else max(whole) + every * Fraction(tried)
     high = asked * times
     if route.budget is not None:
         low, high = (min(one, Fraction(str(route.budget))) for one in (low, high))

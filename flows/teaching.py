@@ -27,10 +27,10 @@ def teacher(run: Run, round: int, silo: str) -> Teacher:
     route = teach.routed
     if route is None:
         return Solo(teacher_engine(teach.only(silo), teach.batch_rows))
-    share = route.share(len(run.silos) * recipe.rounds)
+    scorer, share = _scorer(run, silo), route.share(len(run.silos) * recipe.rounds)
     purse = Purse(layout.spending_path(run, round, silo), teach.teachers, share)
     staff = Staff(teach.teachers, lambda one: teacher_engine(one, teach.batch_rows), purse, teach.batch_rows)
-    return Routed(staff, route, recipe.task, _scorer(run, silo), recipe.drafts_per_round)
+    return Routed(staff, route, recipe.task, scorer, recipe.drafts_per_round)
 
 
 def spending(teacher: Teacher, silo: str) -> dict[str, Any]:
