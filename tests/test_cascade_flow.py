@@ -17,6 +17,7 @@ from tiny_model import make_tiny_model
 
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.records import Spending
+from tutelage.configs.schema import TeacherConfig
 from tutelage.flows import attacks, layout, stages
 from tutelage.flows.report.spending import Costs
 from tutelage.flows.stage import create_run, open_run
@@ -58,6 +59,7 @@ def spent(journal: Path) -> float:
     return sum(prices[name][0] * read + prices[name][1] * drawn for name, read, drawn in calls) / 1e6
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cascade_is_killed_goes_on_and_keeps_its_budget(
     mails: tuple[Path, list[str]], tiny_model: Path, two: list[dict[str, Any]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
@@ -146,14 +148,14 @@ def test_silos_have_teachers_of_their_own_under_private_prediction_too(
     from tutelage.flows import teaching
 
     opened: list[str] = []
-    real = teaching.transformers_engine
+    real = teaching.teacher_engine
 
-    def seen(model: str, batch_rows: int) -> Any:
-        opened.append(model)
-        return real(model, batch_rows)
+    def seen(teacher: TeacherConfig, batch_rows: int) -> Any:
+        opened.append(teacher.model)
+        return real(teacher, batch_rows)
 
-    monkeypatch.setattr(teaching, "transformers_engine", seen)
-    monkeypatch.setattr(attacks, "transformers_engine", seen)
+    monkeypatch.setattr(teaching, "teacher_engine", seen)
+    monkeypatch.setattr(attacks, "teacher_engine", seen)
     private = formal_recipe(mails[0], tiny_model, {**PRIVATE, "brackets": []})
     by_silo = {"by": "silo", "teachers": {"silo-0": "large", "silo-1": "small"}}
     found = taught(tmp_path / "run", routed(private, two, by_silo))
