@@ -60,6 +60,7 @@ def spent(journal: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two processes with a Prefect server each, one of them killed
 def test_a_run_with_a_cascade_is_killed_goes_on_and_keeps_its_budget(
     mails: tuple[Path, list[str]], tiny_model: Path, two: list[dict[str, Any]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
