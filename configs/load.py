@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import FileData, Recipe, SiloConfig
+from tutelage.configs.schema import FileData, Recipe, SiloConfig, TeachConfig
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -86,10 +86,19 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
 
     return recipe.model_copy(
         update={
-            "teach": recipe.teach.model_copy(update={"model": model(recipe.teach.model)}),
+            "teach": recipe.teach.model_copy(update={"model": model(recipe.teach.model), **_own(recipe.teach, model)}),
             "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
         }
     )
+
+
+def _own(teach: TeachConfig, model: Callable[[str], str]) -> dict[str, Any]:
+    """The models of several teachers, where they lie."""
+    teachers = tuple(one.model_copy(update={"model": model(one.model)}) for one in teach.teachers)
+    scorer, route = getattr(teach.route, "scorer_model", None), teach.route
+    if route and scorer:
+        route = route.model_copy(update={"scorer_model": model(scorer)})
+    return {"teachers": teachers, "route": route}
 
 
 def _from(folder: Path, address: str) -> str:
@@ -217,7 +226,11 @@ def _explain(error: ValidationError, path: Path | None, model: type[BaseModel]) 
 def _location(location: Sequence[int | str]) -> list[str]:
     """Where in the recipe an error lies, without what pydantic adds and the user never wrote."""
     parts = [str(part) for part in location]
-    for union in (["task"], ["privacy"], ["data", "records"], ["records"], ["teach", "engine"], ["engine"]):
+    teachers = ["teach", "teachers", *parts[2:3], "engine"]
+    for union in (
+        ["task"], ["privacy"], ["data", "records"], ["records"],
+        ["teach", "engine"], ["engine"], ["teach", "route"], teachers,
+    ):  # fmt: skip
         if parts[: len(union)] == union:
             del parts[len(union) : len(union) + 1]  # the tag that chose the union's member
     if parts[:2] == ["student", "target_modules"]:

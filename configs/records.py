@@ -216,6 +216,56 @@ class Certificate(Frozen):
     """Ed25519 signature (hex) of the silo over all other fields."""
 
 
+class TeacherSpending(Frozen):
+    """What one of a silo's teachers did in a round."""
+
+    name: str
+    drafts: int = Field(ge=0)
+    """Of its drafts, those that stood; what was written for calibration aside."""
+    labels: tuple[str, ...] = ()
+    """Labels that are its own, where they are routed."""
+    prompt_tokens: int = Field(ge=0)
+    """Of calls that a killed process had begun, the most they may have taken."""
+    draft_tokens: int = Field(ge=0)
+    """As `prompt_tokens`."""
+    cost: float = Field(ge=0)
+    score: Metric | None = None
+    """Mean score of its drafts of the calibration prompts."""
+
+
+class Spending(Frozen):
+    """What the several teachers of a silo cost in a round, and what that was worth."""
+
+    silo: str
+    route: Literal["cascade", "skill", "label"]
+    unit: str
+    """Of `budget` and of every cost."""
+    budget: float | None
+    """The silo's share in this round; None: no bound."""
+    cost: float = Field(ge=0)
+    """Never more than `budget`; `lost` included."""
+    lost: float = Field(ge=0)
+    """What calls of killed processes may have cost, counted in full."""
+    unwritten: int = Field(ge=0)
+    """Drafts that were asked for and not written, since the budget covered no more."""
+    teachers: tuple[TeacherSpending, ...]
+    """The cheapest first, in a cascade."""
+    thresholds: tuple[float, ...] = ()
+    """A cascade's: a teacher's draft stands if it scores at least this, in [0, 1]; above 1: none does."""
+    calibration_drafts: int = Field(0, ge=0)
+    """Drafts that each teacher wrote for the prompts that all answered."""
+    score: Metric | None = None
+    """Mean score of what stands in the cascade, on those, each half under thresholds learnt on the other."""
+    score_dearest: Metric | None = None
+    """The same if the dearest teacher wrote everything."""
+    score_gain: Metric | None = None
+    """`score` less `score_dearest`, place by place."""
+    cost_expected: float | None = None
+    """Of a draft in the cascade, by the calibration."""
+    cost_dearest: float | None = None
+    """Of a draft by the dearest teacher."""
+
+
 class RoundReport(Frozen):
     """Everything measured in one round. Holds no private text and no time stamp (digests must repeat)."""
 
@@ -230,6 +280,8 @@ class RoundReport(Frozen):
     instruction: str
     """The released instruction the student was given."""
     silos: tuple[SiloCounts, ...]
+    spending: tuple[Spending, ...] = ()
+    """Per silo that has several teachers; none where each has one."""
     lessons_per_class: dict[str, int]
     reviewed: dict[str, int] = Field(default_factory=dict)
     """What reviewers had decided about lessons of earlier rounds when this round chose: verdict -> how many."""

@@ -18,7 +18,8 @@ from tutelage.configs.records import Example
 from tutelage.configs.schema import PrivatePredictionPrivacy
 from tutelage.flows import formal, layout
 from tutelage.flows.stage import Done, Run, stage
-from tutelage.flows.stages import labels, scrubber, teacher_engine
+from tutelage.flows.stages import labels, scrubber
+from tutelage.flows.teaching import teacher_engine
 from tutelage.privacy import canaries, gate
 from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
@@ -58,9 +59,12 @@ def probe_mechanism(run: Run) -> Done:
         return [], {"metrics": []}
     records = read_records(layout.evaluation_path(run, "nonmembers"))
     _, examples = private.mechanisms(formal.allocation(run, run.silos[0]).teach, recipe.teach)
-    with contextlib.closing(teacher_engine(recipe.teach)) as made:
-        engine = cast(PrivateEngine, made)  # `Recipe.check_engine`
-        ratio, draws = private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples)
+    tried = []
+    for one in {one.model: one for one in recipe.teach.staff}.values():
+        with contextlib.closing(teacher_engine(one, recipe.teach.batch_rows)) as made:
+            engine = cast(PrivateEngine, made)  # `Recipe.check_engine`
+            tried.append(private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples))
+    ratio, draws = max(one for one, _ in tried), sum(n for _, n in tried)
     if not ratio <= 1 + gate.ROUNDING:
         raise PrivacyError(
             f"one record moves a teacher's scores {ratio:.3g} times as far as the guarantee allows: nothing was read"

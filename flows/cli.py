@@ -34,6 +34,7 @@ from tutelage.flows.cli_silo import silo
 
 if TYPE_CHECKING:
     from tutelage.flows.bargain import Bargain
+    from tutelage.flows.plan import PlannedSpending
     from tutelage.flows.stage import Run
 
 SHOW_MESSAGES = "TUTELAGE_SHOW_MESSAGES"
@@ -107,7 +108,10 @@ def validate(
 
             dealt, silos = deal(loaded, checked), f"{len(checked.federation.silos)} silos elsewhere"
         else:
+            from tutelage.flows.stages import check_silos
+
             dealt = partition(loaded, checked.data, checked.task, checked.seed, checked.min_records_per_label)
+            check_silos(checked, dealt)
             silos = f"{len(dealt.silos)} silos"
         found = f"; {len(loaded.records)} records, {silos}, {len(dealt.test)} for testing"
     typer.echo(f"{recipe}: fine{found}")
@@ -130,6 +134,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
         ("held apart", f"{made.test_records} test, {made.nonmember_records} non-members"),
         ("prompts", f"{made.prompts} with {made.prompt_tokens:,} tokens"),
         ("drafts", f"{made.drafts} with up to {made.generated_tokens:,} tokens"),
+        ("teachers cost", _spending(made.spending)),
         ("training", f"{made.training_tokens:,} tokens"),
         ("scoring", f"{made.scored_tokens:,} tokens"),
         ("speed measured", f"{made.prefill_tokens_per_s:.0f} tokens/s read, {made.decode_tokens_per_s:.0f} written"
@@ -138,9 +143,19 @@ def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
                      f"measure {made.measure_minutes:.1f}"),
         ("memory", f"about {made.memory_gib} GiB"),
     ):  # fmt: skip
-        typer.echo(f"{name:<18} {value}")
+        if value:
+            typer.echo(f"{name:<18} {value}")
     if made.bargain:
         _show_bargain(made.bargain)
+
+
+def _spending(planned: PlannedSpending | None) -> str:
+    if planned is None:
+        return ""
+    bound = "no budget" if planned.budget is None else f"budget {planned.budget:g}"
+    return (
+        f"{planned.low:.3g} to {planned.high:.3g} {planned.unit} ({bound}); all by the dearest: {planned.dearest:.3g}"
+    )
 
 
 def _show_bargain(buys: Bargain) -> None:

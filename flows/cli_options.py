@@ -35,15 +35,17 @@ def check_models(recipe: Recipe) -> None:
     from tutelage.teachers.engines.openai import read_key
     from tutelage.teachers.engines.vllm import vllm_python
 
-    for name in (recipe.teach.model, recipe.student.base):
+    scorer = getattr(recipe.teach.route, "scorer_model", None)
+    for name in (*(one.model for one in recipe.teach.staff), recipe.student.base, *([scorer] if scorer else [])):
         check_model(name)
     if recipe.federation:  # its teachers are elsewhere
         return
-    match recipe.teach.engine:
-        case VllmConfig():
-            vllm_python()
-        case OpenAIConfig() as server:
-            read_key(server)
+    for teacher in recipe.teach.staff:
+        match teacher.engine:
+            case VllmConfig():
+                vllm_python()
+            case OpenAIConfig() as server:
+                read_key(server)
 
 
 def follow(flow_run: UUID, root: Path) -> None:

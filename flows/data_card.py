@@ -77,7 +77,7 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         f"{subsets}{_preferred(report)}\n"
         f"| Column | What it holds |\n|---|---|\n{columns}\n"
         f"## How they were made\n\n"
-        f"Each silo's teacher, `{hub_name(recipe.teach.model)}`, wrote texts (kind: {recipe.task.text_noun}) "
+        f"{_teachers(recipe)} wrote texts (kind: {recipe.task.text_noun}) "
         f"{_WRITTEN[recipe.privacy.mechanism]}, sampled at temperature {recipe.teach.temperature:g}, at most "
         f"{recipe.teach.max_new_tokens} tokens long. "
         f"Recipe `{report.recipe_digest}`, run `{report.run_id}`, lessons `{report.lessons_digest}` (sha256).\n\n"
@@ -85,6 +85,13 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         f"## Screening\n\nDrafts dropped and spans replaced, by silo.\n\n{_screening(report)}\n"
         f"## Measured\n\n{_measured(report)}"
     )
+
+
+def _teachers(recipe: Recipe) -> str:
+    names = [f"`{hub_name(one.model)}`" for one in recipe.teach.staff]
+    if recipe.teach.route is None:
+        return f"Each silo's teacher, {names[0]},"
+    return f"Teachers with the models {', '.join(dict.fromkeys(names))}, routed by {recipe.teach.route.by},"
 
 
 def _preferred(report: RoundReport) -> str:

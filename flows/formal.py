@@ -31,8 +31,8 @@ from tutelage.privacy.units import Unit, by_owner, by_record
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import evolution, private
-from tutelage.teachers.engines.base import Engine
 from tutelage.teachers.engines.private import PrivateEngine
+from tutelage.teachers.teacher import Solo, Teacher
 
 Facts = dict[str, Any]
 
@@ -102,13 +102,14 @@ class Silo:
         return {label: count / sum(floored) for label, count in zip(labels, floored, strict=True)}
 
 
-def teach(run: Run, engine: Engine, round: int, name: str, bracket: str | None = None) -> tuple[list[Draft], Facts]:
+def teach(run: Run, teacher: Teacher, round: int, name: str, bracket: str | None = None) -> tuple[list[Draft], Facts]:
     """A silo's drafts of one round, made under its mechanism (or under one of the brackets)."""
     silo = Silo(run, name, bracket)
     if isinstance(silo.privacy, PrivatePredictionPrivacy):
+        assert isinstance(teacher, Solo)  # of a route, `Recipe._check_route`
         # `Recipe.check_engine` lets no other engine in.
-        return _predict(silo, silo.privacy, cast(PrivateEngine, engine), round)
-    return _evolve(silo, silo.privacy, engine, round)
+        return _predict(silo, silo.privacy, cast(PrivateEngine, teacher.engine), round)
+    return _evolve(silo, silo.privacy, teacher, round)
 
 
 def _predict(
@@ -168,7 +169,7 @@ def _unwritten(parts: Sequence[int], silo: Silo, round: int) -> list[int]:
     return [part for part in parts if part not in done]
 
 
-def _evolve(silo: Silo, privacy: PrivateEvolutionPrivacy, engine: Engine, round: int) -> tuple[list[Draft], Facts]:
+def _evolve(silo: Silo, privacy: PrivateEvolutionPrivacy, teacher: Teacher, round: int) -> tuple[list[Draft], Facts]:
     rho = silo.allocation.teach / privacy.iterations
     # All votes are paid for before the first, so that a round is not begun which cannot be finished.
     allowances = [silo.allow("teach", rho, round, iteration=i) for i in range(privacy.iterations)] if rho else []
@@ -189,7 +190,7 @@ def _evolve(silo: Silo, privacy: PrivateEvolutionPrivacy, engine: Engine, round:
         return _count(choices, len(texts), rho, allowances[iteration][0])
 
     evolved = evolution.evolve(
-        engine,
+        teacher,
         task=silo.recipe.task,
         teach=silo.recipe.teach,
         config=privacy,

@@ -61,6 +61,11 @@ def journal_path(run: Run, round: int, silo: str, bracket: str | None = None) ->
     return run.dir.silo(silo) / f"round-{round}" / f"written{f'-epsilon-{bracket}' if bracket else ''}.jsonl"
 
 
+def spending_path(run: Run, round: int, silo: str) -> Path:
+    """What several teachers of a silo spend, call by call, and what they wrote for it."""
+    return run.dir.silo(silo) / f"round-{round}" / "spending.jsonl"
+
+
 def ledgers_path(run: Run) -> Path:
     """The folder of ledgers: outside the run, for they outlive it."""
     formal = run.recipe.formal

@@ -5,15 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import fetch_mail, load_model, resolve_model
-from tutelage.configs.schema import ClassificationTask, FormalPrivacy, OpenAIConfig, PrivatePredictionPrivacy, Recipe
+from tutelage.configs.schema import (
+    CascadeRoute,
+    ClassificationTask,
+    FormalPrivacy,
+    LabelRoute,
+    OpenAIConfig,
+    PrivatePredictionPrivacy,
+    Recipe,
+)
 from tutelage.flows.bargain import Bargain, bargain
 from tutelage.privacy.partition import Partition, partition
 from tutelage.privacy.sources import Loaded, load_records
 from tutelage.privacy.vault import PrivateRecord
+from tutelage.teachers import evolution
 
 # A training step is a forward and a backward pass; measured 2.9 forward passes on two AVX2 cores.
 _TRAIN_FORWARDS = 2.9
@@ -21,6 +31,20 @@ _TRAIN_FORWARDS = 2.9
 _FIXED_S = 60.0
 _EMBEDDINGS_PER_S = 25.0
 _SAMPLE = 200
+
+
+@dataclass(frozen=True)
+class PlannedSpending:
+    """What a route's teachers may cost, in its unit, from the mean length of records and drafts at their longest."""
+
+    unit: str
+    low: float
+    """All by the cheapest, after the calibration."""
+    high: float
+    """Everybody who may be asked asked for every draft, as often as may be; never above the budget."""
+    dearest: float
+    """All by the dearest, once."""
+    budget: float | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,8 @@ class Plan:
     """The engine that the speeds were measured with, and the times estimated by."""
     engine: str
     """The engine that the recipe's teachers write with."""
+    spending: PlannedSpending | None
+    """What several teachers may cost; None where each silo has one."""
     bargain: Bargain | None
     """What ε buys; None where lessons are screened only."""
 
@@ -67,14 +93,15 @@ def plan(recipe: Recipe) -> Plan:
             "the silos are elsewhere, and nobody here knows how many records they have", key="federation",
             remedy="plan the same recipe without it, on records like theirs",
         )  # fmt: skip
-    if isinstance(recipe.teach.engine, OpenAIConfig):
+    dearest = recipe.teach.staff[-1]
+    if isinstance(dearest.engine, OpenAIConfig):
         raise UserError(
             "how fast a server writes can't be measured here", key="teach.engine",
             remedy="--set teach.engine=transformers plans the rest, if the model can be had here",
         )  # fmt: skip
     loaded = load_records(recipe.data, recipe.task, fetch_mail)
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
-    model, tokenizer = load_model(resolve_model(recipe.teach.model), dtype="auto")
+    model, tokenizer = load_model(resolve_model(dearest.model), dtype="auto")
     length = _mean_tokens(dealt, tokenizer)
     prefill, decode = _rates(model, recipe.teach.batch_rows)
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -143,9 +170,27 @@ def plan(recipe: Recipe) -> Plan:
         prefill_tokens_per_s=prefill,
         decode_tokens_per_s=decode,
         measured_with="transformers",
-        engine=recipe.teach.engine.kind,
+        engine=dearest.engine.kind,
+        spending=_spending(recipe, recipe.rounds * silos, prompts, prompt_tokens, generated),
         bargain=bargain(recipe, min(_units(records, loaded, formal) for records in dealt.silos.values())),
     )
+
+
+def _spending(recipe: Recipe, parts: int, prompts: int, read: int, drawn: int) -> PlannedSpending | None:
+    """Of `parts` silos and rounds together, from the prompts and tokens of one pass over them by one teacher."""
+    route, staff = recipe.teach.routed, recipe.teach.staff
+    if route is None:
+        return None
+    whole = [one.cost(read, drawn) for one in staff]
+    tried = 1 if isinstance(route, LabelRoute) else min(1, route.calibration_prompts * parts / prompts)
+    low = min(whole) * Fraction(1 - tried) + sum(whole) * Fraction(tried)
+    times = 1 + recipe.teach.max_retries if recipe.formal is None else evolution.TRIES
+    every = sum(whole, Fraction(0))
+    asked = every if isinstance(route, CascadeRoute) else max(whole) + every * Fraction(tried)
+    high = asked * times
+    if route.budget is not None:
+        low, high = (min(one, Fraction(str(route.budget))) for one in (low, high))
+    return PlannedSpending(route.unit, float(low), float(high), float(max(whole)), route.budget)
 
 
 def _units(records: Sequence[PrivateRecord], loaded: Loaded, formal: FormalPrivacy | None) -> int:

@@ -9,26 +9,22 @@ no other's; `learn` reads released lessons only.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
-from tutelage.configs.models import fetch_mail, hub_name, resolve_model
+from tutelage.configs.errors import UserError
+from tutelage.configs.models import fetch_mail
 from tutelage.configs.schema import (
     ClassificationTask,
-    OpenAIConfig,
     PrivateEvolutionPrivacy,
     Recipe,
     ScreenConfig,
-    TeachConfig,
-    TransformersConfig,
-    VllmConfig,
 )
 from tutelage.configs.store import canonical_json, file_digest, write_atomic
-from tutelage.flows import formal, layout
+from tutelage.flows import formal, layout, teaching
 from tutelage.flows.stage import Done, Run, stage
 from tutelage.privacy import canaries, review
 from tutelage.privacy.attacks import contamination, overlap_audit
@@ -44,10 +40,6 @@ from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, read_records, write_records
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import examples, instructions, prompts
-from tutelage.teachers.engines.base import Engine
-from tutelage.teachers.engines.openai import OpenAIEngine
-from tutelage.teachers.engines.transformers import TransformersEngine
-from tutelage.teachers.engines.vllm import VllmEngine
 
 # ---- once a run -------------------------------------------------------------------------------------------------
 
@@ -64,6 +56,7 @@ def prepare(run: Run) -> Done:
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     # Canaries are put into records of no silo, which are then no controls for the attacks.
     members, nonmembers, carriers = controls(dealt, recipe)
+    check_silos(recipe, dealt)
     silos, planted = canaries.plant(dealt.silos, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     files = [
         write_records(layout.evaluation_path(run, "test"), dealt.test),
@@ -110,20 +103,21 @@ def teach(run: Run, round: int, silo: str) -> Done:
     topics = layout.topics(run, round)
     place: dict[str, Any] = {"silo": silo, "round": round, "seed": recipe.seed}
     asked: dict[str, Any] = {"task": recipe.task, "config": recipe.teach, **place}
-    with contextlib.closing(teacher_engine(recipe.teach)) as engine:
+    with contextlib.closing(teaching.teacher(run, round, silo)) as teacher:
         if recipe.formal:
-            drafts, facts = formal.teach(run, engine, round, silo)
-            return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
-        written = examples.write_examples(engine, records, topics=topics, **asked)
-        wordings = instructions.write_instruction(engine, records, **asked)
-    path = write_drafts(layout.drafts_path(run, round, silo), [*written.drafts, *wordings])
-    facts = {
-        "prompts": written.prompts,
-        "sampled": written.sampled,
-        "malformed": written.malformed,
-        "dropped": {"off_label": written.off_label, "not_kept": written.not_kept},
-    }
-    return [path], facts
+            drafts, facts = formal.teach(run, teacher, round, silo)
+        else:
+            wordings = instructions.write_instruction(teacher, records, **asked)  # first, while a budget covers it
+            written = examples.write_examples(teacher, records, topics=topics, **asked)
+            drafts = [*written.drafts, *wordings]
+            facts = {
+                "prompts": written.prompts,
+                "sampled": written.sampled,
+                "malformed": written.malformed,
+                "dropped": {"off_label": written.off_label, "not_kept": written.not_kept},
+            }
+        facts |= teaching.spending(teacher, silo)
+    return [write_drafts(layout.drafts_path(run, round, silo), drafts)], facts
 
 
 @stage(version=2)
@@ -171,8 +165,8 @@ def certify(run: Run, round: int, silo: str) -> Done:
 @stage(version=1)
 def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     """A silo's teacher does the round's work once more at another ε, into the vault."""
-    with contextlib.closing(teacher_engine(run.recipe.teach)) as engine:
-        drafts, _ = formal.teach(run, engine, round, silo, bracket)
+    with contextlib.closing(teaching.teacher(run, round, silo)) as teacher:
+        drafts, _ = formal.teach(run, teacher, round, silo, bracket)
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
@@ -247,6 +241,19 @@ def facts_of_run(recipe: Recipe, dealt: Partition, nonmembers: Sequence[PrivateR
     }
 
 
+def check_silos(recipe: Recipe, dealt: Partition) -> None:
+    """Refuse a route that does not fit the silos that the data names.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    try:
+        recipe.check_silos(list(dealt.silos))
+    except ValueError as error:
+        remedy = f"the silos are {', '.join(sorted(dealt.silos))}"
+        raise UserError(str(error), key="teach.route.teachers", remedy=remedy) from None
+
+
 def write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: dict[str, str]) -> Path:
     """Write down whose a silo's records are, where the data names owners."""
     # a canary belongs to nobody, so each of its copies is a unit of its own
@@ -261,28 +268,6 @@ def _votes_are_counted(recipe: Recipe) -> bool:
     """
     evolves = isinstance(recipe.privacy, PrivateEvolutionPrivacy)
     return evolves or (recipe.formal is not None and recipe.aggregate.method == "vote")
-
-
-def teacher_engine(teach: TeachConfig) -> Engine:
-    """What the recipe's teachers write with. Whoever asks for it closes it."""
-    engine = teach.engine
-    match engine:
-        case TransformersConfig():
-            return _loaded(teach.model, teach.batch_rows)
-        case VllmConfig():
-            return VllmEngine(resolve_model(teach.model), engine)
-        case OpenAIConfig():
-            return OpenAIEngine(
-                resolve_model(teach.model, weights=False), engine, engine.model or hub_name(teach.model)
-            )
-        case _:
-            assert_never(engine)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(model: str, batch_rows: int) -> TransformersEngine:
-    """The same for all silos that this process teaches."""
-    return TransformersEngine(resolve_model(model), batch_rows)
 
 
 def scrubber(config: ScreenConfig) -> Scrubber:

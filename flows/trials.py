@@ -12,7 +12,7 @@ from typing import Any
 
 from tutelage.configs.models import hub_name, load_model, resolve_model
 from tutelage.configs.progress import Bar
-from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts
+from tutelage.configs.records import Certificate, Curve, CurvePoint, Example, Metric, RoundReport, SiloCounts, Spending
 from tutelage.configs.schema import ClassificationTask, Recipe
 from tutelage.configs.store import digest, write_atomic
 from tutelage.flows import approve, formal, layout, registry
@@ -207,6 +207,7 @@ def judge_round(run: Run, round: int) -> Done:
         certificates=certificates,
         instruction=layout.instruction(run, round),
         silos=tuple(_silo_counts(run, round, silo, records[silo], certified.get(silo)) for silo in run.silos),
+        spending=_spending(run, round),
         lessons_per_class=aggregated["per_class"],
         reviewed=aggregated["reviewed"],
         preference_pairs=learned["preference_pairs"],
@@ -326,6 +327,12 @@ def _silo_counts(run: Run, round: int, silo: str, records: int, certificate: Cer
         replaced=screened["replaced"],
         released=screened["released"],
     )
+
+
+def _spending(run: Run, round: int) -> tuple[Spending, ...]:
+    """Nothing of it is internal: under an ε it comes of protected drafts, else it tells no more than counts do."""
+    taught = [run.facts(f"round-{round}/teach-{silo}") for silo in run.silos]
+    return tuple(Spending(**facts["spending"]) for facts in taught if "spending" in facts)
 
 
 def _dump(metrics: Any) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy,
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import aggregate, prompts
-from tutelage.teachers.engines.base import Engine, Generation, Sampling
+from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.teacher import Request, Teacher
 
 Vote = Callable[[int, Sequence[str], Sequence[str | None]], list[int] | None]
 """(iteration from 0, candidate texts, their labels) -> noisy counts, one per candidate.
@@ -33,7 +34,7 @@ None: that vote is lost (a killed process had spent it, say). It changes nothing
 are chosen uniformly. A vote that says nothing but should be acted upon (ε = 0) is all zeros: ties are broken at random.
 """
 
-_TRIES = 4
+TRIES = 4
 """How often a text is sampled, at most, until it is well formed and no duplicate."""
 
 
@@ -74,7 +75,7 @@ def nearest(
 
 
 def evolve(
-    engine: Engine,
+    teacher: Teacher,
     *,
     task: Task,
     teach: TeachConfig,
@@ -88,7 +89,7 @@ def evolve(
     """Write a silo's drafts for one round.
 
     Args:
-        engine: What continues the prompts.
+        teacher: Who continues the prompts.
         task: The task.
         teach: How to sample; `prompts_per_label` drafts are chosen per label (for generation: in all), or as many
             candidates as there are.
@@ -106,7 +107,7 @@ def evolve(
     labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
     parents = config.candidates_per_label // 2
     stream = f"{seed}/{silo}/{round}/evolution"
-    author = _Author(engine, task, teach, advice, f"{silo}-r{round}")
+    author = _Author(teacher, task, teach, advice, f"{silo}-r{round}")
     population: dict[str | None, list[Example]] = {label: [] for label in labels}
     planned = len(labels) * (parents + config.iterations * (config.candidates_per_label - parents))
     with Bar(planned, f"evolve {silo}", "draft") as bar:
@@ -142,8 +143,8 @@ def text_of(task: Task, example: Example) -> str:
 class _Author:
     """Samples candidates, and counts what it sampled."""
 
-    def __init__(self, engine: Engine, task: Task, teach: TeachConfig, advice: str | None, name: str) -> None:
-        self.engine, self.task, self.advice, self.name = engine, task, advice, name
+    def __init__(self, teacher: Teacher, task: Task, teach: TeachConfig, advice: str | None, name: str) -> None:
+        self.teacher, self.task, self.advice, self.name = teacher, task, advice, name
         self.sampling = Sampling(teach.max_new_tokens, teach.temperature, teach.top_p, teach.top_k, prompts.STOP)
         self.sampled = self.malformed = 0
 
@@ -159,26 +160,36 @@ class _Author:
             wanted += [(label, parents[i % len(parents)]) for i in range(size - len(there))]
         # Two candidates of the same words are one: units would split their votes between them.
         taken = {label: {tuple(words(text_of(self.task, one))) for one in there} for label, there in population.items()}
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             if not wanted:
                 return
             if attempt:
                 bar.grow(len(wanted))
-            asked = [prompts.example_prompt(self.task, label, parent, self.advice) for label, parent in wanted]
+            asked = [
+                Request(label, prompts.example_prompt(self.task, label, parent, self.advice))
+                for label, parent in wanted
+            ]
             seed = random.Random(f"{stream}/{attempt}").getrandbits(48)
             failed = []
-            generations = self.engine.generate(asked, 1, self.sampling, seed, bar.update)
-            for (label, parent), [generation] in zip(wanted, generations, strict=True):
-                self.sampled += 1
-                child = self._parse(label, generation)
-                found = tuple(words(text_of(self.task, child))) if child else ()
-                self.malformed += child is None
-                if child is None or found in taken[label]:
+            written = self.teacher.write(asked, 1, self.sampling, seed, bar.update)
+            for (label, parent), texts in zip(wanted, written, strict=True):
+                if not any([self._take(label, one, taken[label], population[label]) for one in texts]):
                     failed.append((label, parent))
-                else:
-                    taken[label].add(found)
-                    population[label].append(child)
             wanted = failed
+
+    def _take(
+        self, label: str | None, generation: Generation, taken: set[tuple[str, ...]], there: list[Example]
+    ) -> bool:
+        """Count a text, and add it to the candidates there if it is well formed and new."""
+        self.sampled += 1
+        child = self._parse(label, generation)
+        found = tuple(words(text_of(self.task, child))) if child else ()
+        self.malformed += child is None
+        if child is None or found in taken:
+            return False
+        taken.add(found)
+        there.append(child)
+        return True
 
     def _parse(self, label: str | None, generation: Generation) -> Example | None:
         text = generation.text.encode(errors="replace").decode()  # half a surrogate pair, from a server's JSON say

@@ -18,7 +18,8 @@ from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
-from tutelage.teachers.engines.base import Engine, Generation, Sampling
+from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.teacher import Request, Teacher
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Slot:
 
 
 def write_examples(
-    engine: Engine,
+    teacher: Teacher,
     records: Sequence[PrivateRecord],
     *,
     task: Task,
@@ -60,7 +61,7 @@ def write_examples(
     """Write a silo's drafts for one round.
 
     Args:
-        engine: What continues the prompts.
+        teacher: Who continues the prompts.
         records: The silo's private records.
         task: The task.
         config: The recipe's `teach` section.
@@ -73,28 +74,29 @@ def write_examples(
     draw = random.Random(f"{seed}/{silo}/{round}/references")
     slots = _slots(records, task, config, topics, silo, round, draw)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.top_k, prompts.STOP)
-    typical = _typicality(records, task)
+    typical = typicality(records, task)
     found: dict[str, list[Draft]] = {slot.id: [] for slot in slots}
     fitting: dict[str, list[Draft]] = {}
-    sampled = 0
+    tried = dict.fromkeys(found, 0)
     pending = slots
     with Bar(len(slots) * config.drafts_per_prompt, f"teach {silo}", "draft") as bar:
         for attempt in range(config.max_retries + 1):
-            generations = engine.generate(
-                [slot.prompt for slot in pending],
+            generations = teacher.write(
+                [Request(slot.label, slot.prompt) for slot in pending],
                 config.drafts_per_prompt,
                 sampling,
                 random.Random(f"{seed}/{silo}/{round}/{attempt}").getrandbits(48),
                 bar.update,
             )
             for slot, texts in zip(pending, generations, strict=True):
-                sampled += len(texts)
-                found[slot.id] += _parse(task, slot, texts, attempt * config.drafts_per_prompt)
+                found[slot.id] += _parse(task, slot, texts, tried[slot.id])
+                tried[slot.id] += len(texts)
                 fitting[slot.id] = _fitting(found[slot.id], slot.label, typical)
             pending = [slot for slot in pending if len(fitting[slot.id]) < config.keep_per_prompt]
             if not pending or attempt == config.max_retries:
                 break
             bar.grow(len(pending) * config.drafts_per_prompt)
+    sampled = sum(tried.values())
     parsed, fits = sum(map(len, found.values())), sum(map(len, fitting.values()))
     drafts = tuple(draft for slot in slots for draft in fitting[slot.id][: config.keep_per_prompt])
     return Written(drafts, len(slots), sampled, sampled - parsed, parsed - fits, fits - len(drafts))
@@ -141,7 +143,7 @@ def _parse(task: Task, slot: _Slot, texts: Sequence[Generation], first: int) -> 
     return drafts
 
 
-class _Typicality:
+class Typicality:
     """Probability of a label given a text, by a classifier fitted on the silo's own records."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[str]) -> None:
@@ -154,22 +156,28 @@ class _Typicality:
             LogisticRegression(C=10, max_iter=1000, class_weight="balanced"),
         ).fit(list(texts), list(labels))
 
-    def of(self, texts: Sequence[str], label: str) -> list[float]:
-        column = list(self.model.classes_).index(label)
-        return [float(row[column]) for row in self.model.predict_proba(list(texts))]
+    def __call__(self, drafts: Sequence[tuple[str, str]]) -> list[float]:
+        """See `scoring.Scorer`. A label that the silo has no record of scores 0."""
+        known = list(self.model.classes_)
+        if not drafts:
+            return []
+        rows = self.model.predict_proba([text for text, _ in drafts])
+        shares = [dict(zip(known, row, strict=True)) for row in rows]
+        return [float(share.get(own, 0.0)) for share, (_, own) in zip(shares, drafts, strict=True)]
 
 
-def _typicality(records: Sequence[PrivateRecord], task: Task) -> _Typicality | None:
+def typicality(records: Sequence[PrivateRecord], task: Task) -> Typicality | None:
+    """A silo's own classifier; None where there are no two labels to tell apart."""
     if not isinstance(task, ClassificationTask) or len({record.completion for record in records}) < 2:
         return None
-    return _Typicality([record.text for record in records], [record.completion for record in records])
+    return Typicality([record.text for record in records], [record.completion for record in records])
 
 
-def _fitting(drafts: list[Draft], label: str | None, typical: _Typicality | None) -> list[Draft]:
+def _fitting(drafts: list[Draft], label: str | None, typical: Typicality | None) -> list[Draft]:
     """The drafts the classifier takes for their own label, the most typical first."""
     if typical is None or label is None or label not in typical.model.classes_ or not drafts:
         return drafts
     chance = 1 / len(typical.model.classes_)
-    scores = typical.of([draft.prompt for draft in drafts], label)
+    scores = typical([(draft.prompt, label) for draft in drafts])
     ranked = sorted(zip(scores, drafts, strict=True), key=lambda pair: -pair[0])
     return [draft for score, draft in ranked if score > chance]

@@ -11,14 +11,15 @@ from tutelage.privacy.release import LessonSet
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
-from tutelage.teachers.engines.base import Engine, Sampling
+from tutelage.teachers.engines.base import Sampling
+from tutelage.teachers.teacher import Teacher
 
 _DRAFTS = 4
 _MAX_NEW_TOKENS = 64
 
 
 def write_instruction(
-    engine: Engine,
+    teacher: Teacher,
     records: Sequence[PrivateRecord],
     *,
     task: Task,
@@ -34,7 +35,7 @@ def write_instruction(
     references = draw.sample(list(records), min(2 * config.references_per_prompt, len(records)))
     system, user = prompts.instruction_request(task, [record.example() for record in references])
     sampling = Sampling(_MAX_NEW_TOKENS, min(config.temperature, 0.7), config.top_p, config.top_k, "\n")
-    [texts] = engine.generate([engine.chat(system, user)], _DRAFTS, sampling, draw.getrandbits(48))
+    texts = teacher.advise(system, user, _DRAFTS, sampling, draw.getrandbits(48))
     wordings = [sentences(text.text) for text in texts]
     return tuple(
         Draft(f"{silo}-r{round}-instruction-{j}", "instruction", wording, "", prompts.VERSION)

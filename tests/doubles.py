@@ -28,6 +28,9 @@ class _Double:
     def chat(self, system: str, user: str) -> str:
         return f"{system}\n{user}\nAdvice:"
 
+    def most_read(self, prompt: str, n: int) -> int:
+        return len(prompt.split())
+
     def close(self) -> None: ...
 
     def generate(

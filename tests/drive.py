@@ -54,7 +54,7 @@ def _run(teacher: str, arguments: tuple[str, ...], output: Path, env: dict[str, 
     os.environ.update(env)  # the server that this is forked from has its own
     from doubles import CopyingTeacher, HonestTeacher
 
-    from tutelage.flows import cli, stages
+    from tutelage.flows import cli, teaching
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
     with output.open("ab", buffering=0) as stream:
@@ -62,6 +62,6 @@ def _run(teacher: str, arguments: tuple[str, ...], output: Path, env: dict[str, 
         os.dup2(stream.fileno(), 2)
     if teacher != "own":
         double = HonestTeacher() if teacher == "honest" else CopyingTeacher()
-        stages.teacher_engine = lambda *_: double
+        teaching.teacher_engine = lambda *_: double
     sys.argv = ["tutelage", *arguments]
     cli.main()

@@ -17,6 +17,8 @@ from tutelage.configs.records import (
     RoundReport,
     SiloCounts,
     Spend,
+    Spending,
+    TeacherSpending,
 )
 from tutelage.configs.schema import GateConfig, GateRule, ScreenConfig
 from tutelage.privacy import accounting
@@ -230,6 +232,21 @@ def report(round: int = 1, **changes: Any) -> RoundReport:
         "adapter_digest": digest(f"adapter {round}"),
     }
     return RoundReport(**{**fields, **changes})
+
+
+def spending(k: int = 0, **changes: Any) -> Spending:
+    """What a cascade of two teachers in silo k cost."""
+    low, high, gain = (mean_metric("teachers.score", values) for values in ([0.2, 0.6], [0.5, 0.9], [-0.1, 0.2]))
+    teachers = (
+        TeacherSpending(name="small", drafts=90 - k, prompt_tokens=4000, draft_tokens=5000, cost=0.9, score=low),
+        TeacherSpending(name="large", drafts=10 + k, prompt_tokens=900, draft_tokens=800, cost=1.7, score=high),
+    )
+    fields: dict[str, Any] = {
+        "silo": f"silo-{k}", "route": "cascade", "unit": "USD", "budget": 3.0, "cost": 2.6, "lost": 0.1 * k,
+        "unwritten": k, "teachers": teachers, "thresholds": (0.612,), "calibration_drafts": 24, "score": high,
+        "score_dearest": high, "score_gain": gain, "cost_expected": 0.002, "cost_dearest": 0.008,
+    }  # fmt: skip
+    return Spending(**{**fields, **changes})
 
 
 def refused(round: int = 1) -> RoundReport:

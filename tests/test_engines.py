@@ -197,6 +197,17 @@ def test_length_is_bounded(case: Case) -> None:
         assert all(len(one.text.split()) <= 40 for one in row)
 
 
+def test_tokens_are_counted_and_never_more_than_was_said_before(case: Case) -> None:
+    """What a budget rests on. A double counts nothing, and is charged at its worst."""
+    n, sampling = 3, replace(LOOSE, max_new_tokens=9)
+    for prompt, row in zip(PROMPTS, case.engine.generate(PROMPTS, n, sampling, 7), strict=True):
+        if isinstance(case.engine, HonestTeacher | CopyingTeacher):
+            assert all(one.read is None and one.drawn is None for one in row)
+            continue
+        assert 0 < sum(one.read or 0 for one in row) <= case.engine.most_read(prompt, n)
+        assert n <= sum(one.drawn or 0 for one in row) <= n * sampling.max_new_tokens
+
+
 def test_a_chat_prompt_holds_both_messages_in_order(case: Case) -> None:
     chat = case.engine.chat("Be brief.", "Why is it so?\n- an example")
     assert 0 <= chat.index("Be brief.") < chat.index("Why is it so?")

@@ -23,6 +23,7 @@ from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import evolution, prompts
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.evolution import Evolved, Vote, evolve, nearest
+from tutelage.teachers.teacher import Solo
 
 MAIL = ClassificationTask(
     description="Sort mail.", labels={"ham": "wanted mail", "spam": "unwanted mail"}, text_noun="e-mail"
@@ -103,7 +104,7 @@ def any_count(iteration: int, text: str) -> int:
 
 def grow(engine: Any, vote: Vote, task: Task = MAIL, **changes: Any) -> Evolved:
     given: dict[str, Any] = {"teach": TEACH, "config": sized(), "silo": "north", "round": 1, "seed": 0, **changes}
-    return evolve(engine, task=task, vote=vote, **given)
+    return evolve(Solo(engine), task=task, vote=vote, **given)
 
 
 def labels_of(task: Task) -> list[str | None]:
@@ -293,7 +294,7 @@ def test_nothing_but_garbage_ends_without_a_vote(task: Task) -> None:
     evolved = grow(writer, voters, task)
     assert evolved == Evolved((), evolved.sampled, evolved.sampled)
     assert voters.votes == []
-    assert len(writer.calls) == 3 * evolution._TRIES
+    assert len(writer.calls) == 3 * evolution.TRIES
 
 
 def test_a_label_nobody_can_write_leaves_the_other_alone() -> None:
@@ -308,7 +309,7 @@ def test_a_label_nobody_can_write_leaves_the_other_alone() -> None:
 
 def test_a_label_that_failed_at_first_begins_later() -> None:
     writer = Writer()
-    writer.answer = lambda prompt, draw: "" if len(writer.calls) <= evolution._TRIES else Writer.vary(prompt, draw)
+    writer.answer = lambda prompt, draw: "" if len(writer.calls) <= evolution.TRIES else Writer.vary(prompt, draw)
     voters = Voters(any_count)
     evolved = grow(writer, voters)
     assert [vote[0] for vote in voters.votes] == [1, 2]
@@ -324,7 +325,7 @@ def test_duplicates_are_one_candidate() -> None:
         assert len({(label, *words(text)) for text, label in zip(texts, labels, strict=True)}) == 4
     assert Counter(one.completion for one in evolved.drafts) == {"ham": 2, "spam": 2}
     assert evolved.malformed == 0
-    assert len(writer.calls) == 3 * evolution._TRIES
+    assert len(writer.calls) == 3 * evolution.TRIES
 
 
 def test_half_a_surrogate_pair_is_no_text_of_ours() -> None:

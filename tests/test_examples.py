@@ -27,6 +27,7 @@ from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.examples import Written, _slots, round_half_up, write_examples
+from tutelage.teachers.teacher import Solo
 
 MAIL = ClassificationTask(
     description="Sort mail.", labels={"ham": "wanted mail", "spam": "unwanted mail"}, text_noun="e-mail"
@@ -84,7 +85,7 @@ def write(
     **changes: Any,
 ) -> Written:
     settings: dict[str, Any] = {"topics": {}, "silo": "north", "round": 1, "seed": 0, **changes}
-    return write_examples(engine, records, task=task, config=config, **settings)
+    return write_examples(Solo(engine), records, task=task, config=config, **settings)
 
 
 def uniques(text: str) -> list[str]:

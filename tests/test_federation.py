@@ -328,6 +328,32 @@ def test_no_recipe_has_a_silo_send_its_records_to_a_server(made: Path) -> None:
         agreed(Silo.open(made.parent / "north"), load_recipe(made))
 
 
+def test_of_several_teachers_none_may_be_a_server_and_a_silos_own_takes_the_place_of_all(made: Path) -> None:
+    evolution = {"mechanism": "private_evolution", "epsilon": 4.0, "brackets": []}
+    model = load_recipe(made).teach.model
+    server = {"kind": "openai", "url": "https://models.example/v1", "trusted": True, "retries": 0}
+
+    def asked(engine: Any, route: Any) -> Any:
+        teachers = [{"name": "a", "model": model, "draft_price": 1}]
+        teachers += [{"name": "b", "model": model, "draft_price": 2, "engine": engine}]
+        recipe = {**yaml.safe_load(made.read_text()), "privacy": evolution}
+        return parse_recipe({**recipe, "teach": {"teachers": teachers, "route": route}})
+
+    cascade = {"by": "cascade", "budget": 5}
+    silo = Silo.open(made.parent / "north")
+    with pytest.raises(UserError, match="ask a server"):
+        agreed(silo, asked(server, cascade))
+    assert agreed(silo, asked("vllm", cascade)).teach == asked("vllm", cascade).teach
+    with pytest.raises(UserError, match="every silo"):
+        asked("vllm", {"by": "silo", "teachers": {"north": "a"}})
+
+    settings = made.parent / "north" / "silo.yaml"
+    settings.write_text(settings.read_text() + "engine: {kind: openai, url: 'http://127.0.0.1:8000/v1'}\n")
+    own = agreed(Silo.open(made.parent / "north"), asked(server, cascade)).teach
+    assert (own.teachers, own.route, own.model) == ((), None, model)
+    assert own.staff[0].engine.kind == "openai"
+
+
 def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
     other = create(
         made.parent / "other", "north", str(made.parent / "exchange"), "0" * 64, made.parent / "north.jsonl", 4.0

@@ -27,7 +27,7 @@ from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import DpoConfig
 from tutelage.configs.store import canonical_json
-from tutelage.flows import layout, stages, trials
+from tutelage.flows import layout, stages, teaching, trials
 from tutelage.flows.stage import create_run, open_run, release_digests
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import review
@@ -98,7 +98,7 @@ def test_an_error_that_quotes_a_record_stays_in_the_vault(
         def write(self, prompt: str, draw: random.Random) -> str:
             raise ValueError(prompt)
 
-    monkeypatch.setattr(stages, "teacher_engine", lambda *_: Clumsy())
+    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: Clumsy())
     recipe = write_recipe(tmp_path, recipe_for(mails[0], tiny_model))
     assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 1
     shown = "".join(capfd.readouterr())
@@ -114,7 +114,7 @@ def test_a_copying_teacher_is_refused(
     loose: bool, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The screen drops every copy and nothing is left to learn; with the screen wide open the gate still sees it."""
-    monkeypatch.setattr(stages, "teacher_engine", lambda *_: CopyingTeacher())
+    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: CopyingTeacher())
     wide_open = {"max_common_run_tokens": 10_000, "max_ngram_share": 1.0, "max_jaccard": 1.0, "max_cosine": 1.0}
     changes = {"screen": wide_open} if loose else {}
     quick = {"originals": False, "few_shot_per_label": 1, "bootstrap": 100}
@@ -171,7 +171,7 @@ def kill_and_resume(
     data: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[str, ...] | None
 ) -> None:
     """Prepare once, copy the folder, run one copy through, kill the other in each of `stops` (None: in all)."""
-    monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
+    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: HonestTeacher())
     quick = {"originals": stops is None, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
     recipe = parse_recipe(recipe_for(data, model, measure=quick))
     # canary coins and keys come from the operating system, so both runs must start from one preparation
@@ -213,7 +213,7 @@ def test_a_finished_run_is_not_redone(
     honest_run: tuple[Path, int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, _, _ = honest_run
-    monkeypatch.setattr(stages, "teacher_engine", lambda *_: pytest.fail("a finished stage was run again"))
+    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: pytest.fail("a finished stage was run again"))
     before = {path: path.stat().st_mtime_ns for path in files_below(root) if path.suffix in (".json", ".jsonl")}
     assert call(monkeypatch, "resume", str(root)) == 0
     assert capsys.readouterr().err.count("done before") == len(files_below(root / "stages"))
@@ -223,7 +223,7 @@ def test_a_finished_run_is_not_redone(
 def test_a_changed_file_is_noticed_and_made_again(
     honest_run: tuple[Path, int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "teacher_engine", lambda *_: HonestTeacher())
+    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: HonestTeacher())
 
     root = tmp_path / "run"
     shutil.copytree(honest_run[0], root)

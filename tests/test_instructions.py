@@ -18,6 +18,7 @@ from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.instructions import choose_instruction, write_instruction
+from tutelage.teachers.teacher import Solo
 
 MAIL = ClassificationTask(description="Sort mail.", labels={"ham": "wanted mail", "spam": "unwanted mail"})
 RECORDS = [PrivateRecord(str(i), f"private text number {i}.", ("ham", "spam")[i % 2]) for i in range(20)]
@@ -47,7 +48,7 @@ class Scripted:
 
 def write(engine: Any, config: TeachConfig | None = None, **changes: Any) -> tuple[Draft, ...]:
     settings: dict[str, Any] = {"silo": "north", "round": 2, "seed": 0, **changes}
-    return write_instruction(engine, RECORDS, task=MAIL, config=config or TeachConfig(), **settings)
+    return write_instruction(Solo(engine), RECORDS, task=MAIL, config=config or TeachConfig(), **settings)
 
 
 def test_the_public_description_asks_no_teacher() -> None:

@@ -325,6 +325,139 @@ def test_an_engine_is_named_on_the_command_line(tmp_path: Path) -> None:
     assert load_recipe(path, ("teach.engine.kind=vllm", "teach.engine.dtype=float32")).teach.engine.kind == "vllm"
 
 
+# ---- several teachers -----------------------------------------------------------------------------------------------
+
+
+TWO = [
+    {"name": "small", "model": "smollm2-135m-instruct", "prompt_price": 1, "draft_price": 2},
+    {"name": "large", "model": "our/large", "engine": "vllm", "prompt_price": 1, "draft_price": 20},
+]
+BUDGET = {"by": "cascade", "budget": 5}
+LABELS = {"by": "label", "teachers": {"spam": "small", "ham": "large"}}
+
+
+def routed(route: Any, teachers: Any = None, **changes: Any) -> dict[str, Any]:
+    data = copy.deepcopy(DEMO)
+    data["teach"] = {key: value for key, value in data["teach"].items() if key != "model"}
+    data["teach"] |= {"teachers": TWO if teachers is None else teachers, "route": route}
+    for section, values in changes.items():
+        data[section] = {**data.get(section, {}), **values} if isinstance(values, dict) else values
+    return data
+
+
+@pytest.mark.parametrize(
+    "route",
+    [BUDGET, {"by": "skill"}, LABELS, {"by": "silo", "teachers": {f"silo-{k}": "small" for k in range(4)}}],
+    ids=lambda route: route["by"],
+)
+def test_several_teachers_and_a_route_survive_json(route: dict[str, Any]) -> None:
+    recipe = parse_recipe(routed(route))
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    assert [one.name for one in recipe.teach.staff] == ["small", "large"]
+    assert recipe.teach.staff[1].engine.kind == "vllm"
+
+
+def test_one_teacher_is_what_it_was() -> None:
+    teach = parse_recipe(DEMO).teach
+    assert [(one.model, one.engine) for one in teach.staff] == [(teach.model, teach.engine)]
+    assert teach.routed is None
+    assert teach.only("any silo") == teach.staff[0]
+
+
+SERVER = {"name": "server", "model": "our/large", "draft_price": 20, "prompt_price": 2, "engine": HERE}
+MEAN = {"by": "cascade", "budget": 0.0001}
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "said"),
+    [
+        (changed("teach.route", BUDGET), "teach", "stand together"),
+        (changed("teach.teachers", TWO), "teach", "stand together"),
+        (routed(BUDGET, TWO[:1]), "teach", "two teachers or more"),
+        (routed(BUDGET, [TWO[0], {**TWO[1], "name": "small"}]), "teach", "the same name"),
+        (routed(BUDGET, TWO[::-1]), "teach", "cheaper than 'large'"),
+        (routed(BUDGET, [{"name": name, "model": "m"} for name in "ab"]), "teach", "needs prices"),
+        (routed(BUDGET, [TWO[0], {**TWO[1], "price": 1}]), "teach.teachers.1.price", "unknown key"),
+        (routed(BUDGET, [TWO[0], {**TWO[1], "draft_price": True}]), "teach.teachers.1.draft_price", "true or false"),
+        (
+            routed(BUDGET, [TWO[0], {**TWO[1], "engine": {**HERE, "urll": 1}}]),
+            "teach.teachers.1.engine.urll",
+            "unknown",
+        ),
+        (routed(BUDGET, TWO, teach={"engine": "vllm"}), "teach", "no effect beside teachers"),
+        (routed({"by": "cascade"}), "teach.route.budget", "missing"),
+        (routed({**BUDGET, "budget": True}), "teach.route.budget", "true or false"),
+        (routed({**BUDGET, "by": "chance"}), "teach.route", "'cascade'"),
+        (routed({"budget": 5}), "teach.route", "needs the key 'by'"),
+        (routed({**BUDGET, "calibration_promts": 4}), "teach.route.calibration_promts", "unknown key"),
+        (routed(BUDGET, [TWO[0], SERVER]), "teach", "retries: 0"),
+        (routed(MEAN), None, "the calibration's drafts alone"),
+        (routed({**LABELS, "teachers": {"spam": "small"}}), None, "every label"),
+        (routed({**LABELS, "teachers": {"spam": "small", "ham": "huge"}}), "teach", "'huge'"),
+    ],
+)
+def test_what_is_wrong_with_several_teachers(data: dict[str, Any], key: str | None, said: str) -> None:
+    if said == "no effect beside teachers":
+        data["teach"] |= {"teachers": TWO, "route": BUDGET}
+    error = refused(data)
+    assert (error.key, said in error.problem) == (key, True), error
+
+
+PREDICTION = {"mechanism": "private_prediction", "epsilon": 4.0}
+EVOLUTION = {"mechanism": "private_evolution", "epsilon": 4.0, "brackets": []}
+
+
+@pytest.mark.parametrize(
+    ("route", "privacy", "said"),
+    [
+        (BUDGET, PREDICTION, "would read those units again"),
+        ({"by": "skill"}, PREDICTION, "would read those units again"),
+        (LABELS, PREDICTION, "would read those units again"),
+        (BUDGET, {**EVOLUTION, "brackets": [0.0]}, "would spend the budget once more"),
+        ({**BUDGET, "scorer": "typicality"}, EVOLUTION, "paid for by no budget of ε"),
+        (BUDGET, EVOLUTION, None),
+        ({"by": "silo", "teachers": {f"silo-{k}": "small" for k in range(4)}}, PREDICTION, None),
+    ],
+)
+def test_a_route_that_a_guarantee_does_not_allow(route: Any, privacy: Any, said: str | None) -> None:
+    data = routed(route, [{**one, "engine": "transformers"} for one in TWO])
+    data["attack"] = {**data["attack"], "canary_copies": 1}
+    data["privacy"], data["teach"] = privacy, {key: data["teach"][key] for key in ("teachers", "route")}
+    if said is None:
+        parse_recipe(data)
+    else:
+        assert said in refused(data).problem
+
+
+def test_a_generation_has_no_labels_to_route_or_to_be_typical_of() -> None:
+    task = {"kind": "generation", "description": "Answer."}
+    files = {"records": {"source": "files", "path": "x.jsonl"}}
+    for route, said in (({"by": "skill"}, "labels to route"), ({**BUDGET, "scorer": "typicality"}, "has not")):
+        data = routed(route, data=files)
+        data["task"] = task
+        assert said in refused(data).problem
+    data = routed(BUDGET, data=files)
+    data["task"] = task
+    parse_recipe(data)
+
+
+def test_a_silo_without_a_teacher_is_named_before_anything_is_dealt() -> None:
+    recipe = parse_recipe(routed({"by": "silo", "teachers": {"north": "small", "south": "large"}}))
+    recipe.check_silos(["south", "north"])
+    for silos in (["north"], ["north", "south", "west"]):
+        with pytest.raises(ValueError, match="every silo, and for no other"):
+            recipe.check_silos(silos)
+
+
+def test_models_of_several_teachers_lie_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    own = [{**one, "model": "models/own"} for one in TWO]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(routed({**BUDGET, "scorer_model": "models/own"}, own)))
+    teach = load_recipe(path).teach
+    assert {one.model for one in teach.teachers} == {teach.route.scorer_model} == {str(tmp_path / "models" / "own")}
+
+
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,38 @@ def flaky(failures: list[Answer]) -> Reply:
     return lambda body: left.pop(0) if left else honest(body)
 
 
+# ---- what is billed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usage", "billed"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 11}, (14, 22)),  # two at a time: two requests for three texts
+        ({"prompt_tokens": 7}, None),
+        ({"prompt_tokens": -7, "completion_tokens": 11}, None),
+        ({"prompt_tokens": True, "completion_tokens": "11"}, None),
+        ("much", None),
+        (None, None),
+    ],
+)
+def test_tokens_are_those_that_the_server_bills_request_by_request(
+    tiny_model: Path, usage: Any, billed: tuple[int, int] | None
+) -> None:
+    def two_at_a_time(body: dict[str, Any]) -> Answer:
+        choices = [{"text": "so", "finish_reason": "stop"}] * min(2, body["n"])
+        return 200, {}, json.dumps({"choices": choices, "usage": usage}).encode()
+
+    with server(two_at_a_time) as served:
+        made = engine(tiny_model, served.url)
+        [row] = made.generate(["the report"], 3, SAMPLING, 0)
+    read, drawn = [one.read for one in row], [one.drawn for one in row]
+    if billed is None:
+        assert read == drawn == [None] * 3
+    else:
+        assert (sum(one or 0 for one in read), sum(one or 0 for one in drawn)) == billed
+    assert made.most_read("the report", 3) == 3 * len(made.tokenizer("the report")["input_ids"])
+
+
 # ---- what is sent ---------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import yaml
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import parse_recipe
 from tutelage.flows.cli import main
-from tutelage.flows.plan import Plan, plan
+from tutelage.flows.plan import Plan, PlannedSpending, plan
 
 WORDS = ("train", "leaves", "nine", "ticket", "coffee", "music", "garden", "paper", "window", "sold", "out", "late")
 SILOS, TEST, NONMEMBERS, RECORDS = 2, 20, 10, 110
@@ -136,3 +136,28 @@ def test_a_server_cannot_be_measured(data: Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match="can't be measured") as caught:
         plan(parse_recipe(recipe))
     assert "teach.engine=transformers" in (caught.value.remedy or "")
+
+
+def test_the_cost_of_several_teachers_lies_between_the_cheapest_and_the_budget(data: Path, tiny_model: Path) -> None:
+    def planned(route: dict[str, Any]) -> PlannedSpending:
+        recipe = recipe_for(data, tiny_model)
+        del recipe["teach"]["model"]
+        prices = ((1, 1), (5, 10))
+        recipe["teach"]["teachers"] = [
+            {"name": f"t{i}", "model": str(tiny_model), "prompt_price": read, "draft_price": drawn}
+            for i, (read, drawn) in enumerate(prices)
+        ]
+        recipe["teach"]["route"] = route
+        found = plan(parse_recipe(recipe))
+        assert found.spending is not None
+        read, drawn = found.prompt_tokens / 1e6, found.generated_tokens / 1e6
+        assert found.spending.dearest == pytest.approx(5 * read + 10 * drawn)
+        # a fifth of the prompts is answered by both for calibration: 2 of 10 in each silo and round
+        assert found.spending.low == pytest.approx((0.8 + 0.2) * (read + drawn) + 0.2 * (5 * read + 10 * drawn))
+        assert found.spending.low < found.spending.high
+        return found.spending
+
+    free = planned({"by": "cascade", "budget": 100, "calibration_prompts": 2})
+    assert free.high == pytest.approx(2 * (free.dearest + free.low - 0.2 * free.dearest))
+    bound = planned({"by": "cascade", "budget": 0.03, "calibration_prompts": 2})
+    assert bound.high == bound.budget == 0.03

@@ -22,6 +22,7 @@ from tutelage.configs.records import GateDecision, Override, RoundReport, RuleOu
 from tutelage.configs.schema import GateConfig, GateRule, ScreenConfig
 from tutelage.flows.report.names import EPSILON
 from tutelage.flows.report.render import figure, print_summary, render_html, render_json
+from tutelage.flows.report.spending import Costs
 from tutelage.privacy.gate import decide
 from tutelage.students.publish import public_report
 
@@ -71,6 +72,26 @@ def test_what_reviewers_decided_is_counted() -> None:
     assert "preference" not in soup([reviewed], fixture.TIMINGS).get_text()
     tuned = reviewed.model_copy(update={"preference_pairs": 1})
     assert "preference optimisation on 1 pair of a chosen and" in soup([tuned], fixture.TIMINGS).get_text()
+
+
+def test_what_several_teachers_cost_is_shown_and_nothing_where_there_is_one() -> None:
+    report = REPORTS["rounds"][-1]
+    assert "What the teachers cost" not in soup([report], fixture.TIMINGS).get_text()
+    routed = report.model_copy(update={"spending": tuple(fixture.spending(k) for k in range(4))})
+    text = soup([routed], fixture.TIMINGS).get_text(" ", strip=True)
+    for shown in (
+        "In all silos 10.4 of 12 USD.",
+        "0.002 USD in the cascade and 0.008 by the dearest teacher alone: 25% of it",
+        "0.400 (0.200 to 0.600)",
+        "+0.050 (-0.100 to +0.200)",
+        "0.612",
+    ):
+        assert shown in text, shown
+    bare = fixture.spending(0, budget=None, route="label", thresholds=(), score=None, cost_expected=None)
+    text = soup([report.model_copy(update={"spending": (bare,)})], fixture.TIMINGS).get_text(" ", strip=True)
+    assert "2.6 USD, without a budget" in text
+    assert "not measured" in text
+    assert Costs((bare,)).line == "Teachers: 2.6 USD, without a budget; drafts by small 90%, large 10%"
 
 
 def test_sections_come_in_the_order_an_auditor_reads_them() -> None:

@@ -33,7 +33,6 @@ from tutelage.configs.schema.recipe import (
     FederationConfig,
     Recipe,
     SiloKeys,
-    TeachConfig,
 )
 from tutelage.configs.schema.section import (
     Section,
@@ -51,11 +50,20 @@ from tutelage.configs.schema.student import (
     MeasureConfig,
     StudentConfig,
 )
+from tutelage.configs.schema.teach import (
+    CascadeRoute,
+    LabelRoute,
+    SiloRoute,
+    SkillRoute,
+    TeachConfig,
+    TeacherConfig,
+)
 
 __all__ = [
     "AggregateConfig",
     "AttackConfig",
     "AttackName",
+    "CascadeRoute",
     "ClassificationTask",
     "Columns",
     "DataConfig",
@@ -67,6 +75,7 @@ __all__ = [
     "GateConfig",
     "GateRule",
     "GenerationTask",
+    "LabelRoute",
     "MeasureConfig",
     "OpenAIConfig",
     "PrivacyConfig",
@@ -78,11 +87,14 @@ __all__ = [
     "Section",
     "SiloConfig",
     "SiloKeys",
+    "SiloRoute",
+    "SkillRoute",
     "Source",
     "SpamAssassinData",
     "StudentConfig",
     "Task",
     "TeachConfig",
+    "TeacherConfig",
     "TransformersConfig",
     "VllmConfig",
     "not_a_boolean",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from tutelage.configs.records import Frozen
 from tutelage.configs.schema.data import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
-from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, TransformersConfig, VllmConfig
+from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, VllmConfig
 from tutelage.configs.schema.privacy import (
     FormalPrivacy,
     PrivacyConfig,
@@ -19,33 +20,7 @@ from tutelage.configs.schema.privacy import (
 )
 from tutelage.configs.schema.section import Section
 from tutelage.configs.schema.student import AttackConfig, GateConfig, MeasureConfig, StudentConfig
-
-
-class TeachConfig(Section):
-    """How a silo's teacher writes drafts."""
-
-    engine: EngineConfig = TransformersConfig()
-    """What the model runs on: a name, or a mapping with the `kind` and its settings. See docs/engines.md."""
-    model: str = "smollm2-135m-instruct"
-    """`smollm2-135m-instruct` (fetched from PyPI), a local folder, or a hub id."""
-    prompts_per_label: int = Field(8, ge=1)
-    """Different sets of private references per silo and label (for `generation`: per silo)."""
-    references_per_prompt: int = Field(3, ge=0, le=32)
-    drafts_per_prompt: int = Field(4, ge=1, le=64)
-    """Texts sampled from one prompt; they share its prefill."""
-    keep_per_prompt: int = Field(2, ge=1)
-    """Of those, how many are kept: the ones most typical of their own label."""
-    max_new_tokens: int = Field(80, ge=8, le=4096)
-    temperature: float = Field(0.9, gt=0, le=5)
-    top_p: float = Field(0.95, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    """0: off."""
-    batch_rows: int = Field(64, ge=1)
-    """Texts decoded together."""
-    max_retries: int = Field(1, ge=0, le=10)
-    """How often a prompt is sampled again while fewer than `keep_per_prompt` of its drafts fit."""
-    instruction: Literal["teacher", "description"] = "teacher"
-    """`teacher`: the silo's teacher words one; `description`: use the task's public description."""
+from tutelage.configs.schema.teach import CascadeRoute, LabelRoute, SiloRoute, SkillRoute, TeachConfig
 
 
 class AggregateConfig(Section):
@@ -105,7 +80,9 @@ class Recipe(Section):
             raise ValueError("task must be a classification with the labels 'ham' and 'spam' for this data")
         if isinstance(self.privacy, FormalPrivacy):
             self._check_formal(self.privacy)
-        self.check_engine(self.teach.engine)
+        for teacher in self.teach.staff:
+            self.check_engine(teacher.engine)
+        self._check_route()
         if self.federation:
             self._check_federated()
         return self
@@ -120,6 +97,76 @@ class Recipe(Section):
             _check_private(engine)
         if isinstance(engine, OpenAIConfig) and not engine.extensions and self.teach.top_k:
             raise ValueError("teach.top_k must be 0 where teach.engine.extensions is false")
+
+    def _check_route(self) -> None:
+        route, formal = self.teach.route, self.formal
+        if route is None:
+            return
+        labels = set(self.task.labels) if isinstance(self.task, ClassificationTask) else set()
+        if isinstance(route, SiloRoute):
+            if self.federation:
+                self.check_silos(list(self.federation.silos))
+            return
+        if isinstance(formal, PrivatePredictionPrivacy):
+            raise ValueError(
+                f"teach.route.by: {route.by} cannot stand beside private_prediction: every text of a batch is drawn "
+                "over the same units by one model, and another would read those units again; route by silo, or take "
+                "private_evolution"
+            )
+        if formal and formal.brackets:
+            raise ValueError(
+                f"privacy.brackets must be [] with teach.route.by: {route.by}: the same work at another ε would spend "
+                "the budget once more, on texts that never leave the vault"
+            )
+        if isinstance(route, LabelRoute) and set(route.teachers) != labels:
+            raise ValueError("teach.route.teachers must name a teacher for every label of the task, and for no other")
+        if isinstance(route, SkillRoute) and not labels:
+            raise ValueError("teach.route.by: skill needs labels to route; take a cascade for a generation task")
+        if isinstance(route, CascadeRoute | SkillRoute):
+            if route.scorer == "typicality" and (formal or not labels):
+                raise ValueError(
+                    "teach.route.scorer is typicality, which reads private records "
+                    + ("and is paid for by no budget of ε" if formal else "and their labels, which this task has not")
+                    + ": take public_model"
+                )
+            self._check_budget(route)
+
+    def _check_budget(self, route: CascadeRoute | SkillRoute) -> None:
+        """Refuse a budget that covers not even the calibration's drafts, at their full length."""
+        silos = len(self.federation.silos) if self.federation else self.data.silos
+        share = route.share(silos * self.rounds)
+        drafts = route.calibration_prompts * self.drafts_per_prompt
+        least = sum(one.cost(0, drafts * self.teach.max_new_tokens) for one in self.teach.teachers)
+        if share is not None and share < least:
+            raise ValueError(
+                f"teach.route.budget gives each of {silos} silos {float(share):.3g} {route.unit} a round, and the "
+                f"calibration's drafts alone may take {float(least):.3g}: raise it, or lower "
+                "teach.route.calibration_prompts"
+            )
+
+    def check_silos(self, silos: Sequence[str]) -> None:
+        """Refuse a route by silo that does not name exactly the silos that there are.
+
+        Raises:
+            ValueError: it doesn't.
+        """
+        route = self.teach.route
+        if isinstance(route, SiloRoute) and set(route.teachers) != set(silos):
+            raise ValueError("teach.route.teachers must name a teacher for every silo, and for no other")
+
+    @property
+    def drafts_per_prompt(self) -> int:
+        """Drafts that are asked for with one prompt."""
+        return self.teach.drafts_per_prompt if self.formal is None else 1
+
+    @property
+    def drafts_per_round(self) -> int:
+        """Drafts that a silo's teacher is asked for in a round, those sampled again aside."""
+        labels = len(self.task.labels) if isinstance(self.task, ClassificationTask) else 1
+        if isinstance(self.privacy, PrivateEvolutionPrivacy):
+            parents = self.privacy.candidates_per_label // 2
+            return labels * (parents + self.privacy.iterations * (self.privacy.candidates_per_label - parents))
+        return labels * self.teach.prompts_per_label * self.teach.drafts_per_prompt
 
     def _check_federated(self) -> None:
         if self.measure.originals:

@@ -18,7 +18,7 @@ from typing import Any
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import load_silo
 from tutelage.configs.models import check_model
-from tutelage.configs.schema import FederationConfig, FileData, OpenAIConfig, Recipe, SiloConfig
+from tutelage.configs.schema import FederationConfig, FileData, OpenAIConfig, Recipe, SiloConfig, TeachConfig
 from tutelage.configs.store import write_atomic
 from tutelage.flows.federation.exchange import Exchange
 from tutelage.privacy.keys import SealingKey, SiloKey
@@ -124,23 +124,33 @@ def agreed(silo: Silo, recipe: Recipe) -> Recipe:
             raise _more(silo, "protects owners, and records.columns.owner names no column here", "records", "name it")
         own = {"ledgers": silo.home / "ledgers"}
         privacy = recipe.formal.model_copy(update=own if config.epsilon is None else {**own, "budget": config.epsilon})
-    model = config.model or recipe.teach.model
-    check_model(model)
-    if config.engine is None and isinstance(recipe.teach.engine, OpenAIConfig):
-        raise _more(silo, "has teachers ask a server, which would see this silo's records", "engine", "name it here")
-    engine = config.engine or recipe.teach.engine
-    try:
-        recipe.check_engine(engine)
-    except ValueError as error:
-        raise UserError(str(error), file=silo.home / "silo.yaml", key="engine", remedy="name another") from None
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update={"records": config.records}),
             "privacy": privacy,
             "screen": config.screen,
-            "teach": recipe.teach.model_copy(update={"model": model, "engine": engine}),
+            "teach": _teach(silo, recipe),
         }
     )
+
+
+def _teach(silo: Silo, recipe: Recipe) -> TeachConfig:
+    """The recipe's teachers, or the silo's own in place of them all."""
+    config, teach = silo.config, recipe.teach
+    if config.model or config.engine:
+        one = teach.only(config.name) if teach.routed is None else teach.teachers[-1]
+        own = {"model": config.model or one.model, "engine": config.engine or one.engine}
+        teach = teach.model_copy(update={**own, "teachers": (), "route": None})
+    for one in teach.staff:
+        check_model(one.model)
+        if config.engine is None and isinstance(one.engine, OpenAIConfig):
+            found = "has teachers ask a server, which would see this silo's records"
+            raise _more(silo, found, "engine", "name it here")
+        try:
+            recipe.check_engine(one.engine)
+        except ValueError as error:
+            raise UserError(str(error), file=silo.home / "silo.yaml", key="engine", remedy="name another") from None
+    return teach
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

@@ -52,13 +52,14 @@ from tutelage.flows.report.names import (
     method_title,
 )
 from tutelage.flows.report.schema import VERSION
+from tutelage.flows.report.spending import Costs, amount, mean
 
 if TYPE_CHECKING:
     import jinja2
     from rich.console import Console
     from rich.table import Table
 
-_HELPERS = (method_title, by_key, ceiling, duration, plain_rule, rule_figures, ticks, tied)
+_HELPERS = (method_title, by_key, ceiling, duration, plain_rule, rule_figures, ticks, tied, amount, mean)
 
 __all__ = ["METHODS", "figure", "plain_rule", "print_summary", "quantity", "render_html", "render_json", "ticks"]
 
@@ -162,7 +163,8 @@ def _telling(report: RoundReport) -> list[str]:
     if strongest is not None:
         interval = f" ({strongest.auc.interval})" if strongest.auc.bounded else ""
         lines.append(f"Strongest attack: {strongest.on_what}, AUC {strongest.auc.text}{interval}")
-    return lines
+    costs = Costs.of(report)
+    return [*lines, costs.line] if costs else lines
 
 
 def _gate_table(report: RoundReport) -> Table:
@@ -276,6 +278,7 @@ def _view(report: RoundReport, last: bool) -> dict[str, Any]:
         "scores": scores,
         "recall": recall,
         "epsilon": Epsilon.of(report),
+        "costs": Costs.of(report),
         "attacks": attacks,
         **pairs,
         "clean_changed": figure(report, CLEAN_CHANGED),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from tutelage.configs.errors import PrivacyError, UserError
@@ -28,6 +28,10 @@ class Generation:
     text: str
     finished: bool
     """False where the length ran out first."""
+    read: int | None = field(default=None, compare=False)
+    """Tokens of its prompt, borne by the first of a prompt's texts; None: the engine doesn't know."""
+    drawn: int | None = field(default=None, compare=False)
+    """Tokens drawn for it, the end or the stop string included; None: the engine doesn't know."""
 
     def __repr__(self) -> str:
         return f"<Generation {len(self.text)} chars, redacted>"
@@ -63,6 +67,10 @@ class Engine(Protocol):
 
     def chat(self, system: str, user: str) -> str:
         """A chat prompt as this engine's model wants it, ready to be continued."""
+        ...
+
+    def most_read(self, prompt: str, n: int) -> int:
+        """Most tokens that may be read of a prompt for `n` of its texts."""
         ...
 
     def close(self) -> None:

@@ -56,6 +56,10 @@ class OpenAIEngine:
         """See `Engine.chat`."""
         return chat_prompt(self.tokenizer, system, user)
 
+    def most_read(self, prompt: str, n: int) -> int:
+        """See `Engine.most_read`. A server may give fewer texts at a time, and read it for each."""
+        return n * len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
     def close(self) -> None:
         """See `Engine.close`. Connections last no longer than `generate`."""
 
@@ -236,14 +240,25 @@ def _texts(answer: Any, stop: str) -> list[Generation]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
         raise _odd("no choices")
+    read, drawn = _usage(answer)
     texts = []
-    for choice in choices:
+    for i, choice in enumerate(choices):
         text = choice.get("text") if isinstance(choice, dict) else None
         if not isinstance(text, str):
             raise _odd("a choice without text")
         before, found, _ = text.partition(stop)
-        texts.append(Generation(before, bool(found) or choice.get("finish_reason") == "stop"))
+        # a server tells the sum of all its texts
+        tokens = (None, None) if read is None or drawn is None else (0 if i else read, 0 if i else drawn)
+        texts.append(Generation(before, bool(found) or choice.get("finish_reason") == "stop", *tokens))
     return texts
+
+
+def _usage(answer: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens of prompt and texts, as the server bills them; None where it doesn't say."""
+    usage = answer.get("usage")
+    counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
+    read, drawn = (one if type(one) is int and one >= 0 else None for one in counts)
+    return read, drawn
 
 
 def _odd(what: str) -> UserError:

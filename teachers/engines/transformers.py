@@ -44,6 +44,10 @@ class TransformersEngine:
 
         return TransformersDecoder(self.model, self.tokenizer, self.batch_rows, tail_tokens)
 
+    def most_read(self, prompt: str, n: int) -> int:
+        """See `Engine.most_read`."""
+        return len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
     def close(self) -> None:
         """See `Engine.close`. The model stays, for the next silo's teacher and for whoever has loaded it."""
 
@@ -105,7 +109,7 @@ class TransformersEngine:
         own = torch.eye(n, dtype=torch.bool, device=self.model.device)[None, None]  # (1, 1, n, n): itself alone
 
         tokens: list[list[int]] = [[] for _ in range(len(prompts) * n)]
-        finished = [False] * len(tokens)
+        finished, counts = [False] * len(tokens), [0] * len(tokens)
         alive = list(range(len(prompts)))  # which prompt each row of the batch is
         ends = end_tokens(self.model, self.tokenizer)
         window = len(sampling.stop.encode())  # a token is at least one byte of the stop string
@@ -115,6 +119,7 @@ class TransformersEngine:
             for text, token in zip(texts, drawn.tolist(), strict=True):
                 if finished[text]:
                     continue
+                counts[text] += 1
                 if token in ends:
                     finished[text] = True
                 else:
@@ -142,7 +147,11 @@ class TransformersEngine:
         decoded = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         # A whole text can hold a stop its tails did not show: special tokens stood between its parts.
         cut = [text.partition(sampling.stop) for text in decoded]
-        return [Generation(text, end or bool(stop)) for (text, stop, _), end in zip(cut, finished, strict=True)]
+        read = [len(prompt) if j == 0 else 0 for prompt in prompts for j in range(n)]
+        return [
+            Generation(text, end or bool(stop), read=prompt, drawn=own)
+            for (text, stop, _), end, prompt, own in zip(cut, finished, read, counts, strict=True)
+        ]
 
 
 def check_length(model: Any, tokens: int) -> None:

@@ -123,7 +123,17 @@ class VllmEngine:
                     on_progress(answer["done"])
         if "too_long" in answer:
             raise too_long(*answer["too_long"])
-        return [[Generation(text, finished) for text, finished in row] for row in answer["texts"]]
+        return [
+            [
+                Generation(text, end, 0 if j else self.most_read(prompt, n), drawn)
+                for j, (text, end, drawn) in enumerate(row)
+            ]
+            for row, prompt in zip(answer["texts"], prompts, strict=True)
+        ]
+
+    def most_read(self, prompt: str, n: int) -> int:
+        """See `Engine.most_read`."""
+        return len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def close(self) -> None:
         """End the process and all that it began. The next text begins another."""

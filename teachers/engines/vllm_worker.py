@@ -147,11 +147,12 @@ def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, A
         # of n texts vLLM gives the j-th the seed + j
         settings = SamplingParams(**request["sampling"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
         engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
-    texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    texts: list[list[tuple[str, bool, int]]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
         done = [output for output in engine.step() if output.finished]
         for output in done:
-            texts[int(output.request_id)] = [(one.text, one.finish_reason == "stop") for one in output.outputs]
+            found = [(one.text, one.finish_reason == "stop", len(one.token_ids)) for one in output.outputs]
+            texts[int(output.request_id)] = found
         if done:
             send(answers, {"done": n * len(done)})
     llm.reset_prefix_cache()  # what one silo's prompts left is nothing for another's
