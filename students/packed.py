@@ -2,9 +2,9 @@
 
     [what all begin with] [rest of row 1] [rest of row 2] ...
 
-Everything that a model does token by token (projections, norms, the vocabulary) sees one long sequence; only attention
-must know where a row begins and ends. So it is done row by row here, each row behind what all begin with: the same sums
-as for every row alone, whatever their lengths. Models whose rows cannot be told apart this way are found by `can_pack`, and
+What a model does token by token (projections, norms, the vocabulary) sees one long sequence; only attention must know
+where a row begins and ends. So it is done row by row here, each row behind what all begin with: the same sums as for
+every row alone, whatever their lengths. Models whose rows cannot be told apart this way are found by `can_pack`, and
 are trained on padded rows instead.
 """
 
