@@ -1,8 +1,8 @@
 """What a benchmark is, and the table that all of them fill.
 
 A benchmark is a module with `measure(full) -> list[Figure]`. Machines differ and are noisy, so a figure is, wherever it
-can be, a ratio of two ways of doing the same work, taken in turns in one run: the median over the rounds, with the lowest
-and the highest round. Results are kept in results.json, one entry a benchmark, so that one can be run again alone.
+can be, a ratio of two ways of doing the same work, in turns in one run: the median over the rounds, with the lowest
+and the highest. Results are kept in results.json, an entry for each benchmark, so that one can be run again alone.
 """
 
 from __future__ import annotations

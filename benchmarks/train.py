@@ -3,8 +3,8 @@
 Both train SmolLM2-135M-Instruct in float32 on real mails, with the loss on the completions, once through the same
 batches, rows of like length together, from the same weights: so both must come to the same losses, which is checked.
 Tokens are those of the rows: no padding counts, and what all prompts begin with counts for every row, computed or not.
-TRL's other settings are the fast ones of those that leave the result alone: no gradient checkpointing, no packing, which
-would make other steps of the same rows; its padding-free batches need FlashAttention.
+TRL's other settings are the fast ones of those that leave the result alone: no gradient checkpointing, no packing,
+which would make other steps of the same rows; its padding-free batches need FlashAttention.
 
 Two kinds of lessons: `label`, a mail and its label (the loss is on two tokens), and `text`, a label and its mail (the
 loss is on nearly all).
