@@ -9,7 +9,6 @@ Each runs in a process of its own. One that is named alone replaces its own line
 from __future__ import annotations
 
 import argparse
-import importlib
 import multiprocessing
 import sys
 import time
@@ -58,12 +57,7 @@ def main() -> int:
 
 def _alone(name: str, full: bool) -> list[Figure]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure, name, full).result()
-
-
-def _measure(name: str, full: bool) -> list[Figure]:
-    figures: list[Figure] = importlib.import_module(f"benchmarks.{name}").measure(full)
-    return figures
+        return process.submit(suite.measured, name, full).result()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and the highest. Results are kept in results.json, an entry for each benchmark, 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -93,6 +94,12 @@ def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, warm: bool =
             if number >= 0:
                 seconds[name].append(passed)
     return seconds
+
+
+def measured(name: str, full: bool) -> list[Figure]:
+    """What a benchmark finds, by its name."""
+    figures: list[Figure] = importlib.import_module(f"benchmarks.{name}").measure(full)
+    return figures
 
 
 def say(line: str) -> None:

@@ -57,6 +57,7 @@ _QUIET = {
 }
 
 app = typer.Typer(
+    rich_markup_mode=None,
     name="tutelage",
     help="Teacher-student social learning on private text: silos teach, only signed lessons leave.",
     no_args_is_help=True,
