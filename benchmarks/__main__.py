@@ -1,6 +1,6 @@
 """Measure how fast tutelage is and write docs/performance.md.
 
-    python -m benchmarks [NAME ...] [--full]      # all of them: some 20 minutes on two cores
+    python -m benchmarks [NAME ...] [--full]      # all of them
 
 Each runs in a process of its own. One that is named alone replaces its own lines of the table. `vllm` needs what
 `make vllm` builds, `train` the extra `bench` (`pip install -e '.[bench]'`).

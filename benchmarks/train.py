@@ -101,8 +101,9 @@ def _trl(rows: list[Row], losses: list[float]) -> float:
         from trl import SFTConfig, SFTTrainer
     except ImportError:
         raise UserError("TRL is not installed", remedy="pip install -e '.[bench]'") from None
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     with train._repeatable(0):
         trainer = _trainer(rows)
     order = [row for batch in trainer._batches(0) for row in batch]
