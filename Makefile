@@ -54,7 +54,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# On an idle machine. BENCH="start train" for some alone, BENCH=rows\ --full for a million rows.
+# On an idle machine. BENCH="start train" for some alone, BENCH="rows --full" for a million rows.
 bench: setup
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH)
