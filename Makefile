@@ -54,8 +54,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# On an idle machine. BENCH="start train" for some alone, BENCH="rows --full" for a million rows.
 bench: setup
-	$(BIN)/python benchmarks/decode.py
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,156 +1,117 @@
-"""Private prediction's decoding rate: ours, the engine's own batched decoding, and a plain batched loop, in one run.
+"""Private prediction's decoding rate, by engine: against a plain loop, text by text, and the engine's own plain rate.
 
-    python benchmarks/private.py [--groups 4 16 64] [--batch 7] [--prompt-tokens 48] [--new-tokens 32] [--rounds 3]
+A group is one text over B private prompts and a public one: B + 1 rows. All ways sample from the same model over
+prompts of the same length, and none stops early. Each is timed with one new token (t_1: reading the prompts) and with N
+(t_N), so that the rate of decoding is that of all tokens but the first, in rows (a row's token) a second:
 
-A group is one text over B private prompts and a public one: B + 1 rows. All three ways run the same number of rows
-over prompts of the same length, sample from the same model, and none stops early. Each is timed with one new token
-(t_1: reading the prompts, and a draw) and with N (t_N), which gives two rates in rows (one token of one row) a second:
+    rows (N - 1) / (t_N - t_1)
 
-    decode    rows (N - 1) / (t_N - t_1): without reading the prompts
-    whole     rows N / t_N
-
-Prints both, and the ratios, round by round: on a noisy machine the ratios are the figures. At the end a table of
-medians: ours decoding, how that compares to ours with the fewest groups, and ours against the other two.
+`loop` is what one would write first: one text after the other, one prompt after the other, each with a cache of its
+own. Its rate doesn't depend on how many texts there are, so it writes one. `engine` is the engine's ordinary batched
+decoding of as many rows.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from unittest import mock
 
-import torch
-from transformers import DynamicCache
-
+from benchmarks.suite import Figure, figure, say
+from tutelage.configs.errors import UserError
 from tutelage.configs.models import resolve_model
+from tutelage.configs.schema import VllmConfig
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
 from tutelage.teachers.engines import transformers
-from tutelage.teachers.engines.base import Sampling
-from tutelage.teachers.engines.private import Batch, Member, Public
-from tutelage.teachers.engines.transformers_private import TransformersDecoder
+from tutelage.teachers.engines.base import Engine, Sampling
+from tutelage.teachers.engines.private import Batch, Member, PrivateEngine, Public
+from tutelage.teachers.engines.vllm import VllmEngine
 
 WORD = "mail about the meeting on friday and the price of a ticket "
+GROUPS, BATCH, PROMPT_TOKENS, NEW_TOKENS, ROUNDS, BATCH_ROWS = 16, 7, 48, 17, 3, 128
 
 
-class Rate(NamedTuple):
-    """Rows per second of one way in one round."""
+def measure(full: bool) -> list[Figure]:
+    """Every engine that decodes privately."""
+    folder = resolve_model("smollm2-135m-instruct")
+    inside = transformers.TransformersEngine(folder, BATCH_ROWS)
+    figures = _compare("transformers", inside, inside, inside)
+    try:
+        # a process of its own for each way: one that is begun for the one can't do the other
+        private, plain = (VllmEngine(folder, VllmConfig(kind="vllm", max_model_len=512, kv_cache_gib=1)) for _ in "ab")
+    except UserError as error:
+        say(f"vLLM is left out: {error}")
+        return figures
+    with contextlib.closing(private), contextlib.closing(plain):
+        return [*figures, *_compare("vLLM", private, plain, inside)]
 
-    decode: float
-    whole: float
+
+def _compare(name: str, private: PrivateEngine, plain: Engine, inside: transformers.TransformersEngine) -> list[Figure]:
+    ways = _ways(private, plain, inside)
+    rows = {"private": GROUPS * (BATCH + 1), "engine": GROUPS * (BATCH + 1), "loop": BATCH + 1}
+    rates: dict[str, list[float]] = {way: [] for way in rows}
+    for way in rows:  # what is only slow the first time is no rate
+        ways[way](2)
+    for number in range(ROUNDS):
+        for way in list(rows)[:: -1 if number % 2 else 1]:
+            first, whole = (_seconds(ways[way], count) for count in (1, NEW_TOKENS))
+            decoding = whole - first
+            # Noise can make the first token take as long as all: then there is no rate to tell.
+            rates[way].append(rows[way] * (NEW_TOKENS - 1) / decoding if decoding > 0 else math.nan)
+            say(f"round {number + 1} of {ROUNDS}: {name}, {way} {rates[way][-1]:.0f} rows/s")
+    against = {way: [a / b for a, b in zip(rates["private"], rates[way], strict=True)] for way in ("loop", "engine")}
+    return [
+        figure(f"{name}: private decoding / a loop, text by text", against["loop"], "×", at_least=10.0),
+        figure(f"{name}: private decoding / the engine's plain rate", against["engine"], "×", at_least=0.8),
+        figure(f"{name}: private decoding", rates["private"], " rows/s"),
+    ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--batch", type=int, default=7, help="private prompts of a text")
-    parser.add_argument("--prompt-tokens", type=int, default=48)
-    parser.add_argument("--new-tokens", type=int, default=32, help="N, at least 2")
-    parser.add_argument("--batch-rows", type=int, default=128, help="rows that ours and the engine compute together")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    if options.new_tokens < 2:
-        parser.error("--new-tokens must be at least 2: the rate of decoding is that of the tokens after the first")
+def _ways(
+    private: PrivateEngine, plain: Engine, inside: transformers.TransformersEngine
+) -> dict[str, Callable[[int], object]]:
+    """Name -> what is called with a number of new tokens; the loop is over the model that lies in this process."""
+    import torch
+    from transformers import DynamicCache
 
-    engine = transformers.TransformersEngine(resolve_model("smollm2-135m-instruct"), options.batch_rows)
-    transformers.end_tokens = lambda *_: set()
-    ids = engine.tokenizer(WORD * options.prompt_tokens)["input_ids"][: options.prompt_tokens]
-    prompt = engine.tokenizer.decode(ids)
+    encode, model = private.tokenizer, inside.model
+    ids = encode(WORD * PROMPT_TOKENS)["input_ids"][:PROMPT_TOKENS]
     half = len(ids) // 2  # as in use: prompts begin alike, and what they begin with is read once
-    head, tail = engine.tokenizer.decode(ids[:half]), engine.tokenizer.decode(ids[half:])
-    decoder = TransformersDecoder(engine.model, engine.tokenizer, options.batch_rows, len(ids) - half)
-    publics = [Public(head, tail, float(options.batch))]
+    head, tail = encode.decode(ids[:half]), encode.decode(ids[half:])
+    decoder = private.decoder(len(ids) - half)
+    work = [Batch(part, (Member(0, tail),) * BATCH) for part in range(GROUPS)]
 
     def mechanism(new_tokens: int) -> PrivatePrediction:
-        return PrivatePrediction(1 / options.batch, 1.0, 100, new_tokens)
+        return PrivatePrediction(1 / BATCH, 1.0, 100, new_tokens)
 
-    def ours(groups: int, new_tokens: int) -> None:
-        work = [Batch(part, (Member(0, tail),) * options.batch) for part in range(groups)]
+    def write(new_tokens: int) -> None:
+        publics = [Public(head, tail, float(BATCH))]
         decoder.write(publics, work, mechanism(new_tokens), Internal(), stop="\0", ends=set())
 
-    def own(groups: int, new_tokens: int) -> None:
-        sampling = Sampling(new_tokens, 1.0, 1.0, 100, stop="\0")
-        engine.generate([prompt] * groups * (options.batch + 1), 1, sampling, seed=0)
+    def generate(new_tokens: int) -> None:
+        with mock.patch.object(transformers, "end_tokens", return_value=set()):
+            plain.generate([head + tail] * GROUPS * (BATCH + 1), 1, Sampling(new_tokens, 1.0, 1.0, 100, "\0"), seed=0)
 
-    def plain(groups: int, new_tokens: int) -> None:
-        """All groups in one batch, a cache that is copied to grow, whole logits for every row."""
-        one, shape = mechanism(new_tokens), (groups, options.batch + 1)
-        fed, cache = torch.tensor([ids] * groups * shape[1]), DynamicCache()
-        present = torch.ones(groups, options.batch, dtype=torch.bool)
-        by = torch.full((groups,), float(options.batch))
+    def loop(new_tokens: int) -> None:
+        one, fed, caches = mechanism(new_tokens), ids, [DynamicCache() for _ in range(BATCH + 1)]
+        present, by = torch.ones(1, BATCH, dtype=torch.bool), torch.tensor([float(BATCH)])
         with torch.inference_mode():
             for _ in range(new_tokens):
-                logits = engine.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-                public, private = logits.view(*shape, -1)[:, 0], logits.view(*shape, -1)[:, 1:]
-                scores = one.scores(public, private, present, by)
-                drawn = torch.tensor(one.draw(scores, one.candidates(public)))
-                fed = drawn[:, None].expand(shape).reshape(-1, 1)
-
-    def rate(way: Callable[[int, int], None], groups: int) -> Rate:
-        rows, tokens = groups * (options.batch + 1), options.new_tokens
-        first, all_of_them = (_seconds(way, groups, count) for count in (1, tokens))
-        # Noise can make the first token take as long as all: then there is no rate to tell.
-        decoding = all_of_them - first
-        return Rate(rows * (tokens - 1) / decoding if decoding > 0 else math.nan, rows * tokens / all_of_them)
-
-    for way in (ours, own, plain):  # what is only slow the first time is no rate
-        way(min(options.groups), 2)
-    found: dict[int, dict[str, list[Rate]]] = {}
-    for groups in options.groups:
-        rates: dict[str, list[Rate]] = found.setdefault(groups, {})
-        for _ in range(options.rounds):
-            for way in (ours, own, plain):
-                rates.setdefault(way.__name__, []).append(rate(way, groups))
-            mine, engines, loops = (rates[way.__name__][-1] for way in (ours, own, plain))
-            for kind in Rate._fields:
-                a, b, c = (getattr(one, kind) for one in (mine, engines, loops))
-                print(
-                    f"{groups:3} groups, {kind:6}: ours {a:5.0f} rows/s   engine {b:5.0f} ({a / b:.2f})   "
-                    f"plain loop {c:5.0f} ({a / c:.2f})",
-                    flush=True,
+                inputs = torch.tensor([fed], device=model.device)
+                public, *own = (
+                    model(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                    for cache in caches
                 )
-        for kind in Rate._fields:
-            print(
-                f"{groups:3} groups, {kind:6}, median: {_ratio(rates, 'own', kind):.2f} of the engine, "
-                f"{_ratio(rates, 'plain', kind):.2f} of the plain loop",
-                flush=True,
-            )
+                scores = one.scores(public, torch.stack(own, 1), present, by)
+                fed = list(one.draw(scores, one.candidates(public)))
 
-    fewest = _decoding(found[min(found)])
-    print("\n         ours, decoding                decoding            whole")
-    print("groups   rows/s   to the fewest   engine   plain loop   engine   plain loop")
-    for groups, rates in sorted(found.items()):
-        print(
-            f"{groups:6} {_decoding(rates):8.0f} {_decoding(rates) / fewest:15.2f} "
-            f"{_ratio(rates, 'own', 'decode'):8.2f} {_ratio(rates, 'plain', 'decode'):12.2f} "
-            f"{_ratio(rates, 'own', 'whole'):8.2f} {_ratio(rates, 'plain', 'whole'):12.2f}"
-        )
+    return {"private": write, "engine": generate, "loop": loop}
 
 
-def _ratio(rates: dict[str, list[Rate]], to: str, kind: str) -> float:
-    """Median over the rounds of ours against another way, each round by itself."""
-    pairs = zip(rates["ours"], rates[to], strict=True)
-    return _median(getattr(ours, kind) / getattr(other, kind) for ours, other in pairs)
-
-
-def _decoding(rates: dict[str, list[Rate]]) -> float:
-    return _median(one.decode for one in rates["ours"])
-
-
-def _median(values: Iterable[float]) -> float:
-    """Of the rounds that have a figure."""
-    return statistics.median([value for value in values if not math.isnan(value)] or [math.nan])
-
-
-def _seconds(way: Callable[[int, int], None], groups: int, new_tokens: int) -> float:
+def _seconds(way: Callable[[int], object], new_tokens: int) -> float:
     started = time.perf_counter()
-    way(groups, new_tokens)
+    way(new_tokens)
     return time.perf_counter() - started
-
-
-if __name__ == "__main__":
-    main()

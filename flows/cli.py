@@ -57,6 +57,7 @@ _QUIET = {
 }
 
 app = typer.Typer(
+    rich_markup_mode=None,
     name="tutelage",
     help="Teacher-student social learning on private text: silos teach, only signed lessons leave.",
     no_args_is_help=True,
@@ -366,7 +367,8 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             message = error.format_message()
-            if not message:  # no command at all: the help has been shown
+            if type(error).__name__ == "NoArgsIsHelpError":  # no command at all: its message is the help
+                print(message, file=sys.stderr)
                 sys.exit(2)
             _fail(message, "see --help", 2)
         from tutelage.configs.store import disk_is_full

@@ -11,7 +11,7 @@ import typer
 from tutelage.configs.errors import PrivacyError
 from tutelage.flows.cli_options import AsJson, Overrides, RunPath
 
-audit = typer.Typer(help="Check what a run claims.", no_args_is_help=True)
+audit = typer.Typer(rich_markup_mode=None, help="Check what a run claims.", no_args_is_help=True)
 
 
 @audit.command()

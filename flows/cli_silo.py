@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 silo = typer.Typer(
+    rich_markup_mode=None,
     help="A silo at a place of its own: its records stay there, and signed lessons go to the exchange.",
     no_args_is_help=True,
 )

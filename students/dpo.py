@@ -55,7 +55,7 @@ class PreferenceTrainer(Trainer[Pair]):
         import torch
 
         rows = [*batch, *(Row(pair.prompt, pair.rejected) for pair in batch)]
-        chosen, rejected = -self._nll(rows, "none").sum(1).reshape(2, len(batch))
+        chosen, rejected = -torch.stack([nll.sum() for nll in self._nll(rows)]).reshape(2, len(batch))
         reference = torch.tensor([pair.reference for pair in batch], device=chosen.device)
         return -torch.nn.functional.logsigmoid(self.beta * (chosen - rejected - reference)).mean()
 

@@ -8,14 +8,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from tutelage.configs.progress import Bar
 from tutelage.configs.schema import StudentConfig
 from tutelage.configs.store import write_atomic
-from tutelage.students import score
+from tutelage.students import packed, score
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ _CURVE_EVERY_STEPS = 5
 _CHUNK_BATCHES = 16
 """Batches whose rows are sorted by length together: wide enough to save padding, narrow enough to stay random."""
 _MAX_GRADIENT_NORM = 1.0
-_PADDING = -100
-"""In place of a token id where a row has no token."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ class Trainer(Generic[AnyRow]):
             self.optimizer, int(config.warmup_share * self.steps), self.steps + 1, last_epoch=0
         )
         self.shared = score.common_prefix([row.prompt for row in self.train_rows])
+        self.packed = packed.can_pack(model, config.max_tokens)
         self.state = State()
 
     def run(self, checkpoint: Path, key: str, progress: bool) -> None:
@@ -147,29 +146,28 @@ class Trainer(Generic[AnyRow]):
 
     def _loss(self, batch: Sequence[AnyRow]) -> torch.Tensor:
         """The mean loss per completion token, in nats."""
-        return self._nll(batch, "mean")
+        import torch
 
-    def _nll(self, batch: Sequence[Row], reduction: Literal["mean", "none"]) -> torch.Tensor:
-        """Negative log-likelihood of the completions' tokens, in nats, in float32.
+        return torch.cat(self._nll(batch)).mean()
 
-        Returns:
-            The mean over all tokens, or (rows, tokens of the longest completion) with 0 before shorter completions.
+    def _nll(self, batch: Sequence[Row]) -> tuple[torch.Tensor, ...]:
+        """Negative log-likelihood of each row's completion, (tokens,), in nats, in float32.
+
+        What all prompts begin with goes through the model once per batch; gradients flow back through it. The
+        vocabulary is computed at the places alone that a completion's token is predicted from.
         """
         import torch
 
-        # What all prompts begin with goes through the model once per batch; gradients flow back through its cache.
-        prefix = score.extend_prefix(self.model, score.NO_PREFIX, self.shared)
-        fed = [(row.prompt[prefix.length :] + row.completion)[:-1] for row in batch]
-        keep = max(len(row.completion) for row in batch)
-        logits, _, _ = score.run_rows(self.model, self.pad, fed, prefix, keep)
-        targets = [[_PADDING] * (keep - len(row.completion)) + row.completion for row in batch]
-        nll = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            torch.tensor(targets, device=logits.device).flatten(),
-            ignore_index=_PADDING,
-            reduction=reduction,
-        )
-        return nll if reduction == "mean" else nll.reshape(len(batch), keep)
+        rest = [(row.prompt[len(self.shared) :] + row.completion)[:-1] for row in batch]
+        lengths = [len(row.completion) for row in batch]
+        if self.packed:
+            logits = packed.logits(self.model, self.shared, rest, lengths)
+        else:
+            prefix = score.extend_prefix(self.model, score.NO_PREFIX, self.shared)
+            padded, _, _ = score.run_rows(self.model, self.pad, rest, prefix, max(lengths))
+            logits = torch.cat([row[-kept:] for row, kept in zip(padded, lengths, strict=True)])
+        targets = torch.tensor([token for row in batch for token in row.completion], device=logits.device)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").split(lengths)
 
     def _end_epoch(self) -> None:
         state, nll = self.state, self._heldback_nll()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -45,6 +45,18 @@ def test_words_are_normalised() -> None:
 def test_max_jaccard_is_exact(queries: list[str], corpus: list[str]) -> None:
     expected = [max((jaccard(query, one) for one in corpus), default=0.0) for query in queries]
     assert max_jaccard(queries, corpus) == pytest.approx(expected)
+
+
+@given(texts=TEXTS, threshold=st.sampled_from([0.1, 0.3, 0.5, 0.7, 2 / 3, 1.0]))
+@settings(max_examples=150, deadline=None)
+def test_groups_are_exact(texts: list[str], threshold: float) -> None:
+    """As all pairs compared with each other say."""
+    group = list(range(len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        if shingles(texts[i]) == shingles(texts[j]) or jaccard(texts[i], texts[j]) >= threshold:
+            group = [group[i] if one == group[j] else one for one in group]
+    seen: dict[int, int] = {}
+    assert near_duplicate_groups(texts, threshold) == [seen.setdefault(one, len(seen)) for one in group]
 
 
 def test_near_duplicates_share_a_group_and_others_do_not() -> None:

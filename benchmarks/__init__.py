@@ -1,0 +1,1 @@
+"""What tutelage's speed is held to, measured by `python -m benchmarks`, and studies that are run by hand."""
