@@ -24,6 +24,7 @@ from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy,
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import aggregate, prompts
+from tutelage.teachers.answers import Asked, steps, write_texts
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 
 Vote = Callable[[int, Sequence[str], Sequence[str | None]], list[int] | None]
@@ -109,7 +110,7 @@ def evolve(
     author = _Author(engine, task, teach, advice, f"{silo}-r{round}")
     population: dict[str | None, list[Example]] = {label: [] for label in labels}
     planned = len(labels) * (parents + config.iterations * (config.candidates_per_label - parents))
-    with Bar(planned, f"evolve {silo}", "draft") as bar:
+    with Bar(planned * steps(task), f"evolve {silo}", "draft") as bar:
         for iteration in range(config.iterations):
             author.fill(population, config.candidates_per_label, f"{stream}/{iteration}", bar)
             listed = [(label, one) for label, there in population.items() for one in there]
@@ -163,11 +164,11 @@ class _Author:
             if not wanted:
                 return
             if attempt:
-                bar.grow(len(wanted))
-            asked = [prompts.example_prompt(self.task, label, parent, self.advice) for label, parent in wanted]
+                bar.grow(len(wanted) * steps(self.task))
+            asked = [Asked(prompts.example_prompt(self.task, label, parent, self.advice)) for label, parent in wanted]
             seed = random.Random(f"{stream}/{attempt}").getrandbits(48)
             failed = []
-            generations = self.engine.generate(asked, 1, self.sampling, seed, bar.update)
+            generations = write_texts(self.engine, self.task, asked, 1, self.sampling, seed, bar.update)
             for (label, parent), [generation] in zip(wanted, generations, strict=True):
                 self.sampled += 1
                 child = self._parse(label, generation)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tutelage.configs.progress import Bar
 from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
+from tutelage.teachers.answers import Asked, steps, write_texts
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 
 
@@ -38,12 +39,11 @@ class Written:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _Slot(Asked):
     """One prompt to be sampled."""
 
     id: str
     label: str | None
-    prompt: str = field(repr=False)
 
 
 def write_examples(
@@ -78,10 +78,12 @@ def write_examples(
     fitting: dict[str, list[Draft]] = {}
     sampled = 0
     pending = slots
-    with Bar(len(slots) * config.drafts_per_prompt, f"teach {silo}", "draft") as bar:
+    with Bar(len(slots) * config.drafts_per_prompt * steps(task), f"teach {silo}", "draft") as bar:
         for attempt in range(config.max_retries + 1):
-            generations = engine.generate(
-                [slot.prompt for slot in pending],
+            generations = write_texts(
+                engine,
+                task,
+                pending,
                 config.drafts_per_prompt,
                 sampling,
                 random.Random(f"{seed}/{silo}/{round}/{attempt}").getrandbits(48),
@@ -94,7 +96,7 @@ def write_examples(
             pending = [slot for slot in pending if len(fitting[slot.id]) < config.keep_per_prompt]
             if not pending or attempt == config.max_retries:
                 break
-            bar.grow(len(pending) * config.drafts_per_prompt)
+            bar.grow(len(pending) * config.drafts_per_prompt * steps(task))
     parsed, fits = sum(map(len, found.values())), sum(map(len, fitting.values()))
     drafts = tuple(draft for slot in slots for draft in fitting[slot.id][: config.keep_per_prompt])
     return Written(drafts, len(slots), sampled, sampled - parsed, parsed - fits, fits - len(drafts))
@@ -122,7 +124,7 @@ def _slots(
                 deck += sorted(draw.sample(pool, len(pool)), key=lambda record: record in deck)
             references, deck = deck[:count], deck[count:]
             prompt = prompts.example_prompt(task, label, [reference.example() for reference in references])
-            slots.append(_Slot(f"{silo}-r{round}-{label or 'example'}-{i}", label, prompt))
+            slots.append(_Slot(prompt, f"{silo}-r{round}-{label or 'example'}-{i}", label))
     return slots
 
 

@@ -23,10 +23,11 @@ from vllm_environment import KEY, needs_vllm, vllm_server
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Example
-from tutelage.configs.schema import ClassificationTask, OpenAIConfig, VllmConfig
+from tutelage.configs.schema import ClassificationTask, OpenAIConfig, Structure, VllmConfig
 from tutelage.teachers.engines import attention
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 from tutelage.teachers.engines.openai import OpenAIEngine
+from tutelage.teachers.engines.structure import Structured
 from tutelage.teachers.engines.transformers import TransformersEngine, _draw, end_tokens
 from tutelage.teachers.engines.vllm import VllmEngine
 from tutelage.teachers.prompts import STOP, example_prompt
@@ -178,6 +179,34 @@ def test_the_stop_string_is_never_in_a_text(case: Case) -> None:
         assert all(STOP not in one.text for one in row)
 
 
+CALL = {
+    "type": "object",
+    "properties": {
+        "tool": {"enum": ["search", "send"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "to": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["tool", "count", "to"],
+    "additionalProperties": False,
+}
+STRUCTURES = {
+    "choice": Structure(choice=("spam", "ham", "spam, perhaps")),
+    "regex": Structure(regex="[0-9]{3}-(ab|c[d-f]){2}"),
+    "json_schema": Structure(json_schema=CALL),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_text_has_the_structure_that_was_asked_for(case: Case, kind: str) -> None:
+    sampling = replace(LOOSE, max_new_tokens=60, structure=STRUCTURES[kind])
+    written = case.engine.generate(PROMPTS, 4, sampling, 10)
+    assert written == case.engine.generate(PROMPTS, 4, sampling, 10)
+    texts = [one for row in written for one in row]
+    assert all(one.finished and STRUCTURES[kind].read(one.text) == one.text for one in texts)
+    assert len({one.text for one in texts}) > 1
+    assert not any(STRUCTURES[kind].read(one.text) for one in case.engine.generate(PROMPTS, 1, LOOSE, 10)[0])
+
+
 def test_progress_adds_up_to_all_texts(case: Case) -> None:
     calls: list[int] = []
     case.engine.generate(PROMPTS, 3, LOOSE, 5, calls.append)
@@ -292,6 +321,39 @@ def test_rows_that_leave_the_batch_do_not_mix_up_the_others(
             ended = written[index][j].finished
             assert ended == (len(own) < 16)
             assert not ended or set(best[len(own)]) & many_ends
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_of_the_tokens_that_fit_the_likeliest_is_taken(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a plain loop finds it for one prompt alone, in batches whose texts end at different times."""
+    import torch
+
+    def alone(text: str) -> str:
+        state = Structured(STRUCTURES[kind], tiny._structures, 1)
+        ids, own = tiny.tokenizer(text, add_special_tokens=False)["input_ids"], []
+        while True:
+            with torch.inference_mode():
+                logits = tiny.model(input_ids=torch.tensor([ids + own]), use_cache=False).logits[:, -1]
+            own.append(int(state.masked(logits, [0]).argmax()))
+            if own[-1] in end_tokens(tiny.model, tiny.tokenizer):
+                return str(tiny.tokenizer.decode(own[:-1]))
+            if state.take(0, own[-1]):
+                return str(tiny.tokenizer.decode(own))
+
+    expected = [alone(one) for one in VARIED]
+    assert len({*expected}) > 1
+    sampling = replace(GREEDY, max_new_tokens=60, structure=STRUCTURES[kind])
+    for batch_rows, n in [(1, 1), (24, 1), (7, 3)]:
+        monkeypatch.setattr(tiny, "batch_rows", batch_rows)
+        assert tiny.generate(VARIED, n, sampling, 0) == [[Generation(one, True)] * n for one in expected]
+
+
+def test_a_text_too_short_for_its_structure_is_not_finished(tiny: TransformersEngine) -> None:
+    [row] = tiny.generate(PROMPTS[:1], 3, replace(LOOSE, max_new_tokens=5, structure=STRUCTURES["json_schema"]), 0)
+    assert not any(one.finished for one in row)
+    assert all(one.text.startswith('{"') for one in row)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])

@@ -42,6 +42,9 @@ from tutelage.configs.schema.section import (
 from tutelage.configs.schema.silo import (
     SiloConfig,
 )
+from tutelage.configs.schema.structure import (
+    Structure,
+)
 from tutelage.configs.schema.student import (
     AttackConfig,
     AttackName,
@@ -80,6 +83,7 @@ __all__ = [
     "SiloKeys",
     "Source",
     "SpamAssassinData",
+    "Structure",
     "StudentConfig",
     "Task",
     "TeachConfig",

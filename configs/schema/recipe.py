@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tutelage.configs.records import Frozen
-from tutelage.configs.schema.data import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
+from tutelage.configs.schema.data import (
+    ClassificationTask,
+    DataConfig,
+    FileData,
+    GenerationTask,
+    SpamAssassinData,
+    Task,
+)
 from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, TransformersConfig, VllmConfig
 from tutelage.configs.schema.privacy import (
     FormalPrivacy,
@@ -18,6 +25,7 @@ from tutelage.configs.schema.privacy import (
     Screened,
 )
 from tutelage.configs.schema.section import Section
+from tutelage.configs.schema.structure import Structure
 from tutelage.configs.schema.student import AttackConfig, GateConfig, MeasureConfig, StudentConfig
 
 
@@ -120,6 +128,12 @@ class Recipe(Section):
             _check_private(engine)
         if isinstance(engine, OpenAIConfig) and not engine.extensions and self.teach.top_k:
             raise ValueError("teach.top_k must be 0 where teach.engine.extensions is false")
+        structure = self.structure
+        if structure and isinstance(engine, OpenAIConfig) and not engine.extensions and structure.json_schema is None:
+            raise ValueError(
+                "task.completion must be a json_schema where teach.engine.extensions is false: "
+                "OpenAI's protocol has neither choice nor regex"
+            )
 
     def _check_federated(self) -> None:
         if self.measure.originals:
@@ -145,6 +159,11 @@ class Recipe(Section):
                 "with records; remove it"
             )
         evolution = isinstance(privacy, PrivateEvolutionPrivacy)
+        if self.structure and not evolution:
+            raise ValueError(
+                "task.completion is not kept to by private_prediction, which draws prompt and completion as one text: "
+                "remove it, or take private_evolution"
+            )
         for key in _ONLY_SCREENED if not evolution else [key for key in _ONLY_SCREENED if key != "top_p"]:
             if getattr(self.teach, key) != TeachConfig.model_fields[key].default:
                 raise ValueError(
@@ -164,6 +183,11 @@ class Recipe(Section):
     def _owner_column(self) -> str | None:
         source = self.data.records
         return source.columns.owner if isinstance(source, FileData) else None
+
+    @property
+    def structure(self) -> Structure | None:
+        """What every completion must be; None: any text, or a label."""
+        return self.task.completion if isinstance(self.task, GenerationTask) else None
 
     @property
     def min_records_per_label(self) -> int:

@@ -115,6 +115,7 @@ class VllmEngine:
                 "top_k": sampling.top_k,
                 "stop": [sampling.stop],
             },
+            "structure": sampling.structure and sampling.structure.model_dump(exclude_none=True),
         }
         with self.at_work() as (send, receive):
             send(request)

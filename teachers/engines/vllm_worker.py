@@ -4,7 +4,8 @@ It needs nothing but the standard library and vLLM. A message is its length in b
 
     in:  {"llm": {...}, "private": null}                         once: the arguments of vLLM's LLM
     out: {"ready": {"max_model_len": 2048}} or {"failed": TYPE, "why": MESSAGE}
-    in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}}  the arguments of SamplingParams
+    in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}, "structure": {...}}
+         sampling: the arguments of SamplingParams; structure: `json_schema`, `choice` or `regex`, or null
     out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
          {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
 
@@ -117,7 +118,9 @@ def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any
         settings["enforce_eager"] = here
     if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
         settings["enable_chunked_prefill"] = False
-    llm = LLM(**settings, disable_log_stats=True)
+    # as the other engines: the same grammars, and JSON without white space, of which a small model writes no end
+    structures = {"backend": "guidance", "disable_any_whitespace": True}
+    llm = LLM(**settings, structured_outputs_config=structures, disable_log_stats=True)
     # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
     llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
     return llm, modules
@@ -135,7 +138,7 @@ def _module(name: str, folder: Path) -> Any:
 
 def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     tokenizer = llm.get_tokenizer()
     prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in request["prompts"]]
@@ -143,9 +146,15 @@ def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, A
     if longest > llm.model_config.max_model_len:
         return {"too_long": [longest, llm.model_config.max_model_len]}
     engine, n = llm.llm_engine, request["sampling"]["n"]
+    structured = {kind.removesuffix("_schema"): one for kind, one in (request["structure"] or {}).items()}
     for i, (ids, seed) in enumerate(zip(prompts, request["seeds"], strict=True)):
         # of n texts vLLM gives the j-th the seed + j
-        settings = SamplingParams(**request["sampling"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+        settings = SamplingParams(
+            **request["sampling"],
+            seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(**structured) if structured else None,
+        )
         engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
     texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
