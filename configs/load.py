@@ -86,7 +86,12 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
 
     return recipe.model_copy(
         update={
-            "teach": recipe.teach.model_copy(update={"model": model(recipe.teach.model)}),
+            "teach": recipe.teach.model_copy(
+                update={
+                    "model": model(recipe.teach.model),
+                    "adapter": recipe.teach.adapter and model(recipe.teach.adapter),
+                }
+            ),
             "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
         }
     )

@@ -30,6 +30,7 @@ Jobs = Annotated[
 
 def check_models(recipe: Recipe) -> None:
     """Stop where a recipe's models, or what its teachers run on, can't be had."""
+    from tutelage.configs.adapters import check_adapter
     from tutelage.configs.models import check_model
     from tutelage.configs.schema import OpenAIConfig, VllmConfig
     from tutelage.teachers.engines.openai import read_key
@@ -39,6 +40,8 @@ def check_models(recipe: Recipe) -> None:
         check_model(name)
     if recipe.federation:  # its teachers are elsewhere
         return
+    if recipe.teach.adapter:
+        check_adapter(recipe.teach.adapter, recipe.teach.model)
     match recipe.teach.engine:
         case VllmConfig():
             vllm_python()

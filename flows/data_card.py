@@ -77,7 +77,7 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         f"{subsets}{_preferred(report)}\n"
         f"| Column | What it holds |\n|---|---|\n{columns}\n"
         f"## How they were made\n\n"
-        f"Each silo's teacher, `{hub_name(recipe.teach.model)}`, wrote texts (kind: {recipe.task.text_noun}) "
+        f"Each silo's teacher, {_teacher(recipe)}, wrote texts (kind: {recipe.task.text_noun}) "
         f"{_WRITTEN[recipe.privacy.mechanism]}, sampled at temperature {recipe.teach.temperature:g}, at most "
         f"{recipe.teach.max_new_tokens} tokens long. "
         f"Recipe `{report.recipe_digest}`, run `{report.run_id}`, lessons `{report.lessons_digest}` (sha256).\n\n"
@@ -85,6 +85,11 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
         f"## Screening\n\nDrafts dropped and spans replaced, by silo.\n\n{_screening(report)}\n"
         f"## Measured\n\n{_measured(report)}"
     )
+
+
+def _teacher(recipe: Recipe) -> str:
+    base = f"`{hub_name(recipe.teach.model)}`"
+    return f"{base} with the adapter `{hub_name(recipe.teach.adapter)}`" if recipe.teach.adapter else base
 
 
 def _preferred(report: RoundReport) -> str:

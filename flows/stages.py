@@ -16,6 +16,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from tutelage.configs.adapters import resolve_adapter
 from tutelage.configs.models import fetch_mail, hub_name, resolve_model
 from tutelage.configs.schema import (
     ClassificationTask,
@@ -48,6 +49,7 @@ from tutelage.teachers.engines.base import Engine
 from tutelage.teachers.engines.openai import OpenAIEngine
 from tutelage.teachers.engines.transformers import TransformersEngine
 from tutelage.teachers.engines.vllm import VllmEngine
+from tutelage.teachers.engines.vllm_parallel import ParallelVllm
 
 # ---- once a run -------------------------------------------------------------------------------------------------
 
@@ -269,9 +271,10 @@ def teacher_engine(teach: TeachConfig) -> Engine:
     engine = teach.engine
     match engine:
         case TransformersConfig():
-            return _loaded(teach.model, teach.batch_rows)
+            return _loaded(teach.model, teach.adapter, teach.batch_rows)
         case VllmConfig():
-            return VllmEngine(resolve_model(teach.model), engine)
+            made = VllmEngine if engine.data_parallel_size == 1 else ParallelVllm
+            return made(resolve_model(teach.model), engine, _adapter(teach.adapter, teach.model))
         case OpenAIConfig():
             return OpenAIEngine(
                 resolve_model(teach.model, weights=False), engine, engine.model or hub_name(teach.model)
@@ -281,9 +284,13 @@ def teacher_engine(teach: TeachConfig) -> Engine:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, batch_rows: int) -> TransformersEngine:
+def _loaded(model: str, adapter: str | None, batch_rows: int) -> TransformersEngine:
     """The same for all silos that this process teaches."""
-    return TransformersEngine(resolve_model(model), batch_rows)
+    return TransformersEngine(resolve_model(model), batch_rows, _adapter(adapter, model))
+
+
+def _adapter(name: str | None, model: str) -> Path | None:
+    return resolve_adapter(name, model) if name else None
 
 
 def scrubber(config: ScreenConfig) -> Scrubber:

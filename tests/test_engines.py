@@ -6,7 +6,11 @@ A new engine gets a fixture like `transformers_case` and its name in `CASES`.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import pickle
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +25,7 @@ from hypothesis import strategies as st
 from tiny_model import make_tiny_model
 from vllm_environment import KEY, needs_vllm, vllm_server
 
+from tutelage.configs.adapters import check_adapter
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, OpenAIConfig, Structure, VllmConfig
@@ -30,6 +35,7 @@ from tutelage.teachers.engines.openai import OpenAIEngine
 from tutelage.teachers.engines.structure import Structured
 from tutelage.teachers.engines.transformers import TransformersEngine, _draw, end_tokens
 from tutelage.teachers.engines.vllm import VllmEngine
+from tutelage.teachers.engines.vllm_parallel import ParallelVllm
 from tutelage.teachers.prompts import STOP, example_prompt
 
 MAIL = ClassificationTask(description="Sort mail.", labels={"ham": "wanted", "spam": "unwanted"}, text_noun="e-mail")
@@ -241,6 +247,98 @@ def test_a_generation_hides_its_text_and_stays_in_the_process(case: Case) -> Non
         assert "redacted" in shown
     with pytest.raises(PrivacyError):
         pickle.dumps(one)
+
+
+# ---- tuned by an adapter ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one, large enough to change what the model says."""
+    return make_adapter(wide_model, tmp_path_factory.mktemp("adapter"), "somebody/wide")
+
+
+def make_adapter(model: Path, folder: Path, base: str) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    tuned.peft_config["default"].base_model_name_or_path = base
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_changes_what_is_written_as_peft_would(wide_model: Path, adapter: Path) -> None:
+    from peft import PeftModel
+
+    plain, tuned = TransformersEngine(wide_model, 8), TransformersEngine(wide_model, 8, adapter)
+    written = texts_of(tuned.generate(PROMPTS, 1, GREEDY, 0))
+    assert written != texts_of(plain.generate(PROMPTS, 1, GREEDY, 0))
+    plain.model = PeftModel.from_pretrained(plain.model, adapter).eval()
+    assert written == [[naive(plain, one, GREEDY)[0]] for one in PROMPTS]
+
+
+def test_an_adapter_that_does_not_fit_is_refused(
+    wide_model: Path, tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="does not fit"):
+        TransformersEngine(tiny_model, 8, adapter)
+    with pytest.raises(UserError, match="tuned on somebody/wide, not on HuggingFaceTB/SmolLM2"):
+        check_adapter(str(adapter), "smollm2-135m-instruct")
+    check_adapter(str(adapter), str(wide_model))  # a local folder's name says nothing
+    with pytest.raises(UserError, match="holds no adapter"):
+        check_adapter(str(wide_model), str(wide_model))
+    with pytest.raises(UserError, match="no such adapter"):
+        check_adapter("/nowhere/at/all", str(wide_model))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    shutil.copytree(adapter, tmp_path / "other")
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**settings, "peft_type": "IA3"}))
+    with pytest.raises(UserError, match="no LoRA"):
+        check_adapter(str(tmp_path / "other"), str(wide_model))
+
+
+def with_vllm(test: Any) -> Any:
+    for one in needs_vllm:
+        test = one(test)
+    return test
+
+
+@with_vllm
+def test_an_adapter_with_vllm_writes_what_it_writes_with_transformers(wide_model: Path, adapter: Path) -> None:
+    config = VllmConfig(kind="vllm", kv_cache_gib=1, dtype="float32")
+    tuned = TransformersEngine(wide_model, 8, adapter)
+    expected = [[naive(tuned, one, GREEDY)[0].rstrip("\ufffd")] for one in PROMPTS]
+    with contextlib.closing(VllmEngine(wide_model, config, adapter)) as engine:
+        assert texts_of(engine.generate(PROMPTS, 1, GREEDY, 0)) == expected
+
+
+@with_vllm
+def test_processes_side_by_side_write_what_one_writes(wide_model: Path, wide_starts: dict[str, str]) -> None:
+    config = VllmConfig(kind="vllm", kv_cache_gib=1, dtype="float32", data_parallel_size=2)
+    counted: list[int] = []
+    with (
+        contextlib.closing(VllmEngine(wide_model, config)) as one,
+        contextlib.closing(ParallelVllm(wide_model, config)) as several,
+    ):
+        written = several.generate(PROMPTS, 3, LOOSE, 1, counted.append)
+        assert sum(counted) == 3 * len(PROMPTS)
+        assert texts_of(several.generate(PROMPTS, 1, GREEDY, 0)) == [
+            [wide_starts[each].rstrip("\ufffd")] for each in PROMPTS
+        ]
+        assert several.generate([], 1, GREEDY, 0) == []
+        [first, second] = [engine._worker for engine in several.engines]
+        assert first is not None
+        assert second is not None
+        assert first.pid != second.pid
+        os.kill(second.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="signal 9"):
+            several.generate(PROMPTS, 3, LOOSE, 1)
+        assert not [engine for engine in several.engines if engine._worker], "both have ended"
+        assert one.generate(PROMPTS, 3, LOOSE, 1) == written
 
 
 # ---- the transformers engine: exact ---------------------------------------------------------------------------------

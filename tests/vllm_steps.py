@@ -28,9 +28,8 @@ def main() -> None:
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
     asked = json.loads(request_path.read_text())
-    llm, modules = worker._load(
-        {"model": str(model), "dtype": "float32", "gpu_memory_utilization": 0.9, "enforce_eager": True}, asked["start"]
-    )
+    settings = {"model": str(model), "dtype": "float32", "gpu_memory_utilization": 0.9, "enforce_eager": True}
+    llm, modules, _ = worker._load(settings, asked["start"], None)
     private = modules.private
     found: dict[str, Any] = {"apart": private.apart(llm, asked["start"])}
     if "write" not in asked:

@@ -36,6 +36,10 @@ class TeachConfig(Section):
     """What the model runs on: a name, or a mapping with the `kind` and its settings. See docs/engines.md."""
     model: str = "smollm2-135m-instruct"
     """`smollm2-135m-instruct` (fetched from PyPI), a local folder, or a hub id."""
+    adapter: str | None = None
+    """A LoRA adapter for it, in peft's format: a local folder, or a hub id."""
+    adapter_is_public: bool = False
+    """Whether it was tuned on text that is no secret of any silo's, which no ε of a run accounts for."""
     prompts_per_label: int = Field(8, ge=1)
     """Different sets of private references per silo and label (for `generation`: per silo)."""
     references_per_prompt: int = Field(3, ge=0, le=32)
@@ -126,8 +130,15 @@ class Recipe(Section):
         """
         if isinstance(self.privacy, PrivatePredictionPrivacy):
             _check_private(engine)
+            if isinstance(engine, VllmConfig) and self.teach.adapter:
+                raise ValueError("teach.adapter needs teach.engine transformers under private_prediction")
         if isinstance(engine, OpenAIConfig) and not engine.extensions and self.teach.top_k:
             raise ValueError("teach.top_k must be 0 where teach.engine.extensions is false")
+        if isinstance(engine, OpenAIConfig) and self.teach.adapter:
+            raise ValueError(
+                "teach.adapter is loaded by the server where teach.engine is openai: remove it, and give the name that "
+                "the server has for it as teach.engine.model"
+            )
         structure = self.structure
         if structure and isinstance(engine, OpenAIConfig) and not engine.extensions and structure.json_schema is None:
             raise ValueError(
@@ -159,6 +170,11 @@ class Recipe(Section):
                 "with records; remove it"
             )
         evolution = isinstance(privacy, PrivateEvolutionPrivacy)
+        if self.teach.adapter and not self.teach.adapter_is_public:
+            raise ValueError(
+                "teach.adapter may have been tuned on a silo's records, and then no ε holds: if it was tuned on public "
+                "text alone, say teach.adapter_is_public: true"
+            )
         if self.structure and not evolution:
             raise ValueError(
                 "task.completion is not kept to by private_prediction, which draws prompt and completion as one text: "
@@ -218,6 +234,8 @@ def _check_private(engine: EngineConfig) -> None:
             "teach.engine is openai, which does not give the scores of every token: "
             "private_prediction needs transformers or vllm; private_evolution does with any engine"
         )
+    if isinstance(engine, VllmConfig) and engine.data_parallel_size > 1:
+        raise ValueError("teach.engine.data_parallel_size must be 1 under private_prediction")
     if isinstance(engine, VllmConfig) and engine.tensor_parallel_size > 1:
         raise ValueError(
             "teach.engine.tensor_parallel_size must be 1 under private_prediction: "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.configs.adapters import check_adapter
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import load_silo
 from tutelage.configs.models import check_model
@@ -126,6 +127,9 @@ def agreed(silo: Silo, recipe: Recipe) -> Recipe:
         privacy = recipe.formal.model_copy(update=own if config.epsilon is None else {**own, "budget": config.epsilon})
     model = config.model or recipe.teach.model
     check_model(model)
+    adapter = recipe.teach.adapter and (config.adapter or recipe.teach.adapter)
+    if adapter:
+        check_adapter(adapter, model)
     if config.engine is None and isinstance(recipe.teach.engine, OpenAIConfig):
         raise _more(silo, "has teachers ask a server, which would see this silo's records", "engine", "name it here")
     engine = config.engine or recipe.teach.engine
@@ -138,7 +142,7 @@ def agreed(silo: Silo, recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update={"records": config.records}),
             "privacy": privacy,
             "screen": config.screen,
-            "teach": recipe.teach.model_copy(update={"model": model, "engine": engine}),
+            "teach": recipe.teach.model_copy(update={"model": model, "adapter": adapter, "engine": engine}),
         }
     )
 

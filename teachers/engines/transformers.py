@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.configs.adapters import merged
 from tutelage.configs.models import load_model
 from tutelage.teachers.engines.attention import use_stacked_attention
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
@@ -29,10 +30,16 @@ class TransformersEngine:
     Args:
         folder: The model's folder.
         batch_rows: Texts decoded together.
+        adapter: A LoRA adapter's folder; None: the model as it is.
+
+    Raises:
+        UserError: the adapter does not fit the model.
     """
 
-    def __init__(self, folder: Path, batch_rows: int) -> None:
+    def __init__(self, folder: Path, batch_rows: int, adapter: Path | None = None) -> None:
         self.model, self.tokenizer = load_model(folder, dtype="auto")
+        if adapter is not None:
+            self.model = merged(self.model, adapter)
         use_stacked_attention(self.model)
         self.batch_rows = batch_rows
 

@@ -273,6 +273,7 @@ def write(
         if decoding.running:
             for key in decoding.step():
                 yield {"written": key, "texts": decoding.leave(key)}
+            yield {"alive": True}
     yield {"done": True}
 
 

@@ -2,7 +2,8 @@
 
 It needs nothing but the standard library and vLLM. A message is its length in bytes (4, big endian), then JSON.
 
-    in:  {"llm": {...}, "private": null}                         once: the arguments of vLLM's LLM
+    in:  {"llm": {...}, "private": null, "adapter": null}        once: the arguments of vLLM's LLM
+         adapter: {"name", "path", "rank"} of a LoRA adapter that writes all texts
     out: {"ready": {"max_model_len": 2048}} or {"failed": TYPE, "why": MESSAGE}
     in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}, "structure": {...}}
          sampling: the arguments of SamplingParams; structure: `json_schema`, `choice` or `regex`, or null
@@ -16,6 +17,8 @@ For private prediction (vllm_private_worker.py) it begins with `private` being {
     out: {"room": COUNT}, or {"written": BATCH, "texts": [[TEXT, FINISHED]]}, or {"done": true} after the last;
          {"moved": [LOGITS]} for a shift; {"too_long"} as above, {"no_room": TOKENS}
     in:  {"batches": [[BATCH, [[TEXT NUMBER, TAIL] or null]]]}   after `room`: as many, or fewer if there are no more
+
+Between all these it says {"alive": true} after every step.
 
 It ends with its whole process group as soon as its input ends, so also if its parent was killed.
 """
@@ -34,7 +37,7 @@ import time
 import traceback
 import types
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 _LENGTH = struct.Struct(">I")
 
@@ -75,7 +78,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not for vLLM's own children
     try:
         start = requests.get()
-        llm, modules = _load(start["llm"], start["private"])
+        llm, modules, adapter = _load(start["llm"], start["private"], start["adapter"])
     except BaseException as error:  # no private text has been read yet
         traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
@@ -93,15 +96,19 @@ def main() -> None:
                 for answer in modules.private.write(llm, request["write"], modules, requests.get):
                     send(answers, answer)
             else:
-                send(answers, _answer(llm, request, answers))
+                send(answers, _answer(llm, request, answers, adapter))
         except BaseException as error:
             traceback.print_exc()  # nobody sees it, unless it was asked for: it may quote a prompt
             send(answers, {"failed": type(error).__name__})
             _end()
 
 
-def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any, Any]:
+def _load(
+    settings: dict[str, Any], private: dict[str, Any] | None, adapter: dict[str, Any] | None
+) -> tuple[Any, Any, Any]:
     from vllm import LLM, SamplingParams
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
 
     here, modules = current_platform.is_cpu(), None
@@ -118,12 +125,18 @@ def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any
         settings["enforce_eager"] = here
     if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
         settings["enable_chunked_prefill"] = False
+    lora = None
+    if adapter:
+        rank = min(one for one in get_args(MaxLoRARanks) if one >= adapter["rank"])
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        lora = LoRARequest(adapter["name"], 1, adapter["path"])
     # as the other engines: the same grammars, and JSON without white space, of which a small model writes no end
     structures = {"backend": "guidance", "disable_any_whitespace": True}
     llm = LLM(**settings, structured_outputs_config=structures, disable_log_stats=True)
     # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
-    llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
-    return llm, modules
+    few = SamplingParams(max_tokens=1, seed=0)
+    llm.generate([{"prompt_token_ids": [0]}], few, use_tqdm=False, lora_request=lora)
+    return llm, modules, lora
 
 
 def _module(name: str, folder: Path) -> Any:
@@ -136,7 +149,7 @@ def _module(name: str, folder: Path) -> Any:
     return module
 
 
-def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
+def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO, adapter: Any) -> dict[str, Any]:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -155,14 +168,13 @@ def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, A
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(**structured) if structured else None,
         )
-        engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
+        engine.add_request(str(i), {"prompt_token_ids": ids}, settings, lora_request=adapter)
     texts: list[list[tuple[str, bool]]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
         done = [output for output in engine.step() if output.finished]
         for output in done:
             texts[int(output.request_id)] = [(one.text, one.finish_reason == "stop") for one in output.outputs]
-        if done:
-            send(answers, {"done": n * len(done)})
+        send(answers, {"done": n * len(done)} if done else {"alive": True})
     llm.reset_prefix_cache()  # what one silo's prompts left is nothing for another's
     return {"texts": texts}
 
