@@ -69,9 +69,11 @@ class ParallelVllm:
                         on_progress(done)
         except BaseException:
             for engine in self.engines:
-                engine.end()
-            raise
-        finally:
+                engine.end()  # so that no thread waits for it any more
             for thread in threads:
                 thread.join()
+            self.close()
+            raise
+        for thread in threads:
+            thread.join()
         return written
