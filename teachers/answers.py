@@ -57,6 +57,5 @@ def write_texts(
     )
     on_progress(len(asked) * n - len(answerable))
     for (at, j), [answer] in zip(answerable, answers, strict=True):
-        text = prompts.answer_prompt("", opened[at][j].text) + answer.text
-        opened[at][j] = Generation(text, answer.finished)
+        opened[at][j] = Generation(prompts.answer_prompt("", opened[at][j].text) + answer.text, answer.finished)
     return opened
