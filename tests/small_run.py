@@ -19,7 +19,7 @@ PLANTED = 100
 
 
 def plant_strings(mail_package: Path, folder: Path) -> tuple[Path, list[str]]:
-    """240 real mails as JSONL, 100 of them with a unique private string, 60 senders; and the strings."""
+    """240 real mails as JSONL, 100 of them with a unique private string, 120 senders; and the strings."""
     draw = random.Random(5)
     records = load_mails(mail_package, 240)
     draw.shuffle(records)
@@ -30,7 +30,7 @@ def plant_strings(mail_package: Path, folder: Path) -> tuple[Path, list[str]]:
     with path.open("w") as stream:
         for i, record in enumerate(chosen):
             secret = f" My reference is {secrets[i]}." if i < PLANTED else ""
-            row = {"text": record.text[:150] + secret, "label": record.completion, "sender": f"sender {i % 60}"}
+            row = {"text": record.text[:150] + secret, "label": record.completion, "sender": f"sender {i % 120}"}
             stream.write(json.dumps(row) + "\n")
     return path, secrets
 
