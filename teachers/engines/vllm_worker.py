@@ -107,8 +107,6 @@ def _load(
     settings: dict[str, Any], private: dict[str, Any] | None, adapter: dict[str, Any] | None
 ) -> tuple[Any, Any, Any]:
     from vllm import LLM, SamplingParams
-    from vllm.config.lora import MaxLoRARanks
-    from vllm.lora.request import LoRARequest
     from vllm.platforms import current_platform
 
     here, modules = current_platform.is_cpu(), None
@@ -127,6 +125,9 @@ def _load(
         settings["enable_chunked_prefill"] = False
     lora = None
     if adapter:
+        from vllm.config.lora import MaxLoRARanks
+        from vllm.lora.request import LoRARequest
+
         rank = min(one for one in get_args(MaxLoRARanks) if one >= adapter["rank"])
         settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         lora = LoRARequest(adapter["name"], 1, adapter["path"])
