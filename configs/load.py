@@ -86,7 +86,13 @@ def _beside(recipe: Recipe, folder: Path) -> Recipe:
 
     return recipe.model_copy(
         update={
-            "teach": recipe.teach.model_copy(update={"model": model(recipe.teach.model), **_own(recipe.teach, model)}),
+            "teach": recipe.teach.model_copy(
+                update={
+                    "model": model(recipe.teach.model),
+                    "adapter": recipe.teach.adapter and model(recipe.teach.adapter),
+                    **_own(recipe.teach, model),
+                }
+            ),
             "student": recipe.student.model_copy(update={"base": model(recipe.student.base)}),
         }
     )

@@ -60,9 +60,9 @@ def probe_mechanism(run: Run) -> Done:
     records = read_records(layout.evaluation_path(run, "nonmembers"))
     _, examples = private.mechanisms(formal.allocation(run, run.silos[0]).teach, recipe.teach)
     tried = []
-    for one in {(one.model, one.engine.model_dump_json()): one for one in recipe.teach.staff}.values():
+    for one in {(one.model, one.adapter, one.engine.model_dump_json()): one for one in recipe.teach.staff}.values():
         with contextlib.closing(teacher_engine(one, recipe.teach.batch_rows)) as made:
-            engine = cast(PrivateEngine, made)  # `Recipe.check_engine`
+            engine = cast(PrivateEngine, made)  # `Recipe.check_teacher`
             tried.append(private.probe(engine, records, task=recipe.task, privacy=privacy, mechanism=examples))
     # unlike Python's max, NaN where any is: that must not look like no shift
     ratio, draws = float(np.max([one for one, _ in tried])), sum(n for _, n in tried)

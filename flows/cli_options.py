@@ -30,6 +30,7 @@ Jobs = Annotated[
 
 def check_models(recipe: Recipe) -> None:
     """Stop where a recipe's models, or what its teachers run on, can't be had."""
+    from tutelage.configs.adapters import check_adapter
     from tutelage.configs.models import check_model
     from tutelage.configs.schema import OpenAIConfig, VllmConfig
     from tutelage.teachers.engines.openai import read_key
@@ -41,6 +42,8 @@ def check_models(recipe: Recipe) -> None:
     if recipe.federation:  # its teachers are elsewhere
         return
     for teacher in recipe.teach.staff:
+        if teacher.adapter:
+            check_adapter(teacher.adapter, teacher.model)
         match teacher.engine:
             case VllmConfig():
                 vllm_python()

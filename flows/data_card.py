@@ -6,7 +6,7 @@ import yaml
 
 from tutelage.configs.models import hub_name
 from tutelage.configs.records import RoundReport
-from tutelage.configs.schema import ClassificationTask, Recipe
+from tutelage.configs.schema import ClassificationTask, Recipe, TeacherConfig
 from tutelage.flows.report.figures import by_key, ceiling, families, figure
 
 # name -> (files, what they are); the first is what `load_dataset` opens if it isn't told otherwise
@@ -88,10 +88,15 @@ def data_card(report: RoundReport, recipe: Recipe) -> str:
 
 
 def _teachers(recipe: Recipe) -> str:
-    names = [f"`{hub_name(one.model)}`" for one in recipe.teach.staff]
+    names = [_model(one) for one in recipe.teach.staff]
     if recipe.teach.route is None:
         return f"Each silo's teacher, {names[0]},"
     return f"Teachers with the models {', '.join(dict.fromkeys(names))}, routed by {recipe.teach.route.by},"
+
+
+def _model(teacher: TeacherConfig) -> str:
+    base = f"`{hub_name(teacher.model)}`"
+    return f"{base} with the adapter `{hub_name(teacher.adapter)}`" if teacher.adapter else base
 
 
 def _preferred(report: RoundReport) -> str:

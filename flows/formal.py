@@ -107,7 +107,7 @@ def teach(run: Run, teacher: Teacher, round: int, name: str, bracket: str | None
     silo = Silo(run, name, bracket)
     if isinstance(silo.privacy, PrivatePredictionPrivacy):
         assert isinstance(teacher, Solo)  # of a route, `Recipe._check_route`
-        # `Recipe.check_engine` lets no other engine in.
+        # `Recipe.check_teacher` lets no other engine in.
         return _predict(silo, silo.privacy, cast(PrivateEngine, teacher.engine), round)
     return _evolve(silo, silo.privacy, teacher, round)
 

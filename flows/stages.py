@@ -135,6 +135,7 @@ def screen(run: Run, round: int, silo: str) -> Done:
         scrubber=scrubber(config),
         public_completions=labels(run.recipe),
         embeddings=None if run.recipe.formal else layout.embeddings(run, silo),
+        structure=run.recipe.structure,
     )
     path = released.lessons.save(layout.released_path(run, round, silo))
     count = sum(lesson.kind == "example" for lesson in released.lessons)
@@ -276,8 +277,10 @@ def scrubber(config: ScreenConfig) -> Scrubber:
 
 
 def labels(recipe: Recipe) -> frozenset[str]:
-    """A classification's labels; empty for generation."""
-    return frozenset(recipe.task.labels) if isinstance(recipe.task, ClassificationTask) else frozenset()
+    """A classification's labels, or the answers to choose from; empty where any text will do."""
+    if isinstance(recipe.task, ClassificationTask):
+        return frozenset(recipe.task.labels)
+    return frozenset(recipe.structure.choice or ()) if recipe.structure else frozenset()
 
 
 def brackets(recipe: Recipe) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, assert_never
 
+from tutelage.configs.adapters import resolve_adapter
 from tutelage.configs.models import hub_name, load_model, resolve_model
 from tutelage.configs.schema import LabelRoute, OpenAIConfig, TeacherConfig, TransformersConfig, VllmConfig
 from tutelage.flows import layout
@@ -15,6 +17,7 @@ from tutelage.teachers.engines.base import Engine
 from tutelage.teachers.engines.openai import OpenAIEngine
 from tutelage.teachers.engines.transformers import TransformersEngine
 from tutelage.teachers.engines.vllm import VllmEngine
+from tutelage.teachers.engines.vllm_parallel import ParallelVllm
 from tutelage.teachers.scoring import PublicModel, Scorer
 from tutelage.teachers.spending import Purse
 from tutelage.teachers.staff import Staff
@@ -26,7 +29,7 @@ def teacher(run: Run, round: int, silo: str) -> Teacher:
     recipe, teach = run.recipe, run.recipe.teach
     route = teach.routed
     if route is None:
-        return Solo(teacher_engine(teach.only(silo), teach.batch_rows))
+        return Solo(teacher_engine(teach.only(silo), teach.batch_rows), recipe.task)
     scorer, share = _scorer(run, silo), route.share(len(run.silos) * recipe.rounds)
     purse = Purse(layout.spending_path(run, round, silo), teach.teachers, share)
     staff = Staff(teach.teachers, lambda one: teacher_engine(one, teach.batch_rows), purse, teach.batch_rows)
@@ -43,9 +46,10 @@ def teacher_engine(teacher: TeacherConfig, batch_rows: int) -> Engine:
     engine = teacher.engine
     match engine:
         case TransformersConfig():
-            return _transformers(teacher.model, batch_rows)
+            return _transformers(teacher, batch_rows)
         case VllmConfig():
-            return VllmEngine(resolve_model(teacher.model), engine)
+            made = VllmEngine if engine.data_parallel_size == 1 else ParallelVllm
+            return made(resolve_model(teacher.model), engine, _adapter(teacher))
         case OpenAIConfig():
             return OpenAIEngine(
                 resolve_model(teacher.model, weights=False), engine, engine.model or hub_name(teacher.model)
@@ -54,15 +58,20 @@ def teacher_engine(teacher: TeacherConfig, batch_rows: int) -> Engine:
             assert_never(engine)
 
 
-def _transformers(model: str, batch_rows: int) -> TransformersEngine:
+def _transformers(teacher: TeacherConfig, batch_rows: int) -> TransformersEngine:
     """The same for all silos that this process teaches."""
-    if (model, batch_rows) not in _loaded:
+    known = teacher.model, teacher.adapter, batch_rows
+    if known not in _loaded:
         _loaded.clear()  # before the next is loaded: two may be more than the memory holds
-        _loaded[model, batch_rows] = TransformersEngine(resolve_model(model), batch_rows)
-    return _loaded[model, batch_rows]
+        _loaded[known] = TransformersEngine(resolve_model(teacher.model), batch_rows, _adapter(teacher))
+    return _loaded[known]
 
 
-_loaded: dict[tuple[str, int], TransformersEngine] = {}
+_loaded: dict[tuple[str, str | None, int], TransformersEngine] = {}
+
+
+def _adapter(teacher: TeacherConfig) -> Path | None:
+    return resolve_adapter(teacher.adapter, teacher.model) if teacher.adapter else None
 
 
 def _scorer(run: Run, silo: str) -> Scorer | None:

@@ -137,6 +137,7 @@ def bracket_student(run: Run, round: int, bracket: str) -> Done:
             recipe.screen,
             detectors,
             labels(recipe),
+            recipe.structure,
         )
     ]
     wordings = [draft.prompt for draft in drafts if draft.kind == "instruction"]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from tutelage.configs.errors import PrivacyError
 from tutelage.configs.records import Example, Lesson
-from tutelage.configs.schema import ScreenConfig
+from tutelage.configs.schema import ScreenConfig, Structure
 from tutelage.configs.store import canonical_json, digest, read_jsonl, write_jsonl
 from tutelage.privacy import review
 from tutelage.privacy.control_tokens import without_control_tokens
@@ -184,13 +184,14 @@ def release(
     scrubber: Scrubber,
     public_completions: frozenset[str] = frozenset(),
     embeddings: np.ndarray | None = None,
+    structure: Structure | None = None,
 ) -> Released:
     """Screen one silo's drafts and sign what passes.
 
     Personal data is replaced first. Then a draft is dropped for the first of these that applies: `empty`,
-    `too_short`, `duplicate_draft` (the same as, or a near-duplicate of, an earlier draft of its kind), and against
-    the silo's records, unless `screen.compare` is off, `common_run`, `ngram_overlap`, `near_duplicate`,
-    `semantic_neighbour`.
+    `too_short`, `unfit` (its completion, as scrubbed, lacks the structure that the task asks for), `duplicate_draft`
+    (the same as, or a near-duplicate of, an earlier draft of its kind), and against the silo's records, unless
+    `screen.compare` is off, `common_run`, `ngram_overlap`, `near_duplicate`, `semantic_neighbour`.
 
     Args:
         drafts: What the silo's teacher wrote.
@@ -205,6 +206,7 @@ def release(
         public_completions: The labels of a classification task. A completion outside it is scrubbed and, where it
             has `min_words` words, measured like a prompt; a shorter answer ("yes", "42") recurs without being copied.
         embeddings: Of the silo's `indexed_texts`, where they have been computed before.
+        structure: What every example's completion must be; None: any text.
 
     Returns:
         The signed lessons in the order of the drafts, and counts. The same inputs give the same lessons, bit by bit.
@@ -218,7 +220,7 @@ def release(
         )
     candidates, replaced = _scrub(drafts, scrubber, screen, public_completions)
     dropped: Counter[str] = Counter()
-    candidates = _drop_poor(candidates, screen, dropped)
+    candidates = _drop_poor(candidates, screen, dropped, structure)
     if candidates and records is not None and screen.compare:
         index = OverlapIndex(
             records,
@@ -275,11 +277,15 @@ def reviewed(
 
 
 def cleaned(
-    drafts: Sequence[Draft], screen: ScreenConfig, scrubber: Scrubber, public_completions: frozenset[str]
+    drafts: Sequence[Draft],
+    screen: ScreenConfig,
+    scrubber: Scrubber,
+    public_completions: frozenset[str],
+    structure: Structure | None = None,
 ) -> list[Draft]:
     """What of some drafts the part of the screen lets through that looks at drafts alone, scrubbed and not released."""
     candidates, _ = _scrub(drafts, scrubber, screen, public_completions)
-    kept = _drop_poor(candidates, screen, Counter())
+    kept = _drop_poor(candidates, screen, Counter(), structure)
     return [dataclasses.replace(one.draft, prompt=one.prompt, completion=one.completion) for one in kept]
 
 
@@ -310,14 +316,18 @@ def _scrub(
     return candidates, dict(replaced)
 
 
-def _drop_poor(candidates: list[_Candidate], screen: ScreenConfig, dropped: Counter[str]) -> list[_Candidate]:
-    """Drop drafts that are empty, too short, or like an earlier one."""
+def _drop_poor(
+    candidates: list[_Candidate], screen: ScreenConfig, dropped: Counter[str], structure: Structure | None
+) -> list[_Candidate]:
+    """Drop drafts that are empty, too short, unfit, or like an earlier one."""
     long_enough = []
     for one in candidates:
         if not one.prompt or (one.draft.kind == "example" and not one.completion):
             dropped["empty"] += 1
         elif len(words(PLACEHOLDER.sub(" ", one.prompt))) < screen.min_words:
             dropped["too_short"] += 1
+        elif structure and one.draft.kind == "example" and structure.read(one.completion) != one.completion:
+            dropped["unfit"] += 1
         else:
             long_enough.append(one)
     groups = near_duplicate_groups([one.prompt for one in long_enough], screen.max_jaccard)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tutelage.configs.records import Example, Metric
 from tutelage.configs.schema import ClassificationTask, Recipe
+from tutelage.privacy.stats import share_metric
 from tutelage.students import baselines, evaluate
 
 if TYPE_CHECKING:
@@ -125,7 +126,11 @@ class Comparison:
         if isinstance(task, ClassificationTask):
             labels = list(task.labels)
             return evaluate.metrics_of(name, answers, truth, labels, draws=draws, seed=seed, internal=internal)
-        return evaluate.generation_metrics(name, answers, truth, draws=draws, seed=seed, internal=internal)
+        found = evaluate.generation_metrics(name, answers, truth, draws=draws, seed=seed, internal=internal)
+        if self.recipe.structure is None:
+            return found
+        fitting = sum(self.recipe.structure.read(answer) is not None for answer in answers)
+        return (*found, share_metric(f"fits.{name}", fitting, len(answers), internal=internal))
 
 
 def balanced(items: Sequence[Example], per_class: int, seed: int) -> list[Example]:

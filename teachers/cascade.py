@@ -19,10 +19,10 @@ from tutelage.configs.records import Metric, Spending, TeacherSpending
 from tutelage.configs.schema import CascadeRoute, LabelRoute, SkillRoute, Task
 from tutelage.privacy.stats import mean_metric
 from tutelage.teachers import thresholds
+from tutelage.teachers.answers import Request
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.scoring import Scorer, score
 from tutelage.teachers.staff import Staff
-from tutelage.teachers.teacher import Request
 
 Progress = Callable[[int], object] | None
 

@@ -24,8 +24,9 @@ from tutelage.configs.schema import ClassificationTask, PrivateEvolutionPrivacy,
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import aggregate, prompts
+from tutelage.teachers.answers import Request, steps
 from tutelage.teachers.engines.base import Generation, Sampling
-from tutelage.teachers.teacher import Request, Teacher
+from tutelage.teachers.teacher import Teacher
 
 Vote = Callable[[int, Sequence[str], Sequence[str | None]], list[int] | None]
 """(iteration from 0, candidate texts, their labels) -> noisy counts, one per candidate.
@@ -110,7 +111,7 @@ def evolve(
     author = _Author(teacher, task, teach, advice, f"{silo}-r{round}")
     population: dict[str | None, list[Example]] = {label: [] for label in labels}
     planned = len(labels) * (parents + config.iterations * (config.candidates_per_label - parents))
-    with Bar(planned, f"evolve {silo}", "draft") as bar:
+    with Bar(planned * steps(task), f"evolve {silo}", "draft") as bar:
         for iteration in range(config.iterations):
             author.fill(population, config.candidates_per_label, f"{stream}/{iteration}", bar)
             listed = [(label, one) for label, there in population.items() for one in there]
@@ -164,7 +165,7 @@ class _Author:
             if not wanted:
                 return
             if attempt:
-                bar.grow(len(wanted))
+                bar.grow(len(wanted) * steps(self.task))
             asked = [
                 Request(label, prompts.example_prompt(self.task, label, parent, self.advice))
                 for label, parent in wanted

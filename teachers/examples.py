@@ -18,8 +18,9 @@ from tutelage.configs.schema import ClassificationTask, Task, TeachConfig
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
+from tutelage.teachers.answers import Request, steps
 from tutelage.teachers.engines.base import Generation, Sampling
-from tutelage.teachers.teacher import Request, Teacher
+from tutelage.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def write_examples(
     fitting: dict[str, list[Draft]] = {}
     tried = dict.fromkeys(found, 0)
     pending = slots
-    with Bar(len(slots) * config.drafts_per_prompt, f"teach {silo}", "draft") as bar:
+    with Bar(len(slots) * config.drafts_per_prompt * steps(task), f"teach {silo}", "draft") as bar:
         for attempt in range(config.max_retries + 1):
             generations = teacher.write(
                 [Request(slot.label, slot.prompt) for slot in pending],
@@ -95,7 +96,7 @@ def write_examples(
             pending = [slot for slot in pending if len(fitting[slot.id]) < config.keep_per_prompt]
             if not pending or attempt == config.max_retries:
                 break
-            bar.grow(len(pending) * config.drafts_per_prompt)
+            bar.grow(len(pending) * config.drafts_per_prompt * steps(task))
     sampled = sum(tried.values())
     parsed, fits = sum(map(len, found.values())), sum(map(len, fitting.values()))
     drafts = tuple(draft for slot in slots for draft in fitting[slot.id][: config.keep_per_prompt])

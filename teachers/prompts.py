@@ -12,7 +12,7 @@ from tutelage.privacy.control_tokens import without_control_tokens
 VERSION = "2"
 
 STOP = "\n###"
-_QUESTION, _ANSWER = "Prompt:", "Completion:"
+_QUESTION, ANSWER = "Prompt:", "Completion:"
 _MARKER = re.compile(r"(Prompt|Completion):+")
 
 
@@ -45,7 +45,7 @@ def example_prompt(task: Task, label: str | None, references: Sequence[Example],
     else:
         head = f"A collection of different examples. {task.description}\n"
         shown = [
-            f"{_QUESTION} {defuse(reference.prompt)}\n{_ANSWER} {defuse(reference.completion)}"
+            f"{_QUESTION} {defuse(reference.prompt)}\n{ANSWER} {defuse(reference.completion)}"
             for reference in references
         ]
         opening = task.text_noun
@@ -54,6 +54,16 @@ def example_prompt(task: Task, label: str | None, references: Sequence[Example],
     blocks = [f"\n### {opening} {i}\n{text}\n" for i, text in enumerate(shown, 1)]
     last = f"\n### {opening} {len(shown) + 1}\n"
     return head + "".join(blocks) + last + (_QUESTION if isinstance(task, GenerationTask) else "")
+
+
+def asks(text: str, finished: bool) -> bool:
+    """Whether what continues an example prompt of a generation task up to `ANSWER` is a prompt to be completed."""
+    return finished and bool(text.strip()) and STOP.strip() not in text and _QUESTION not in text
+
+
+def answer_prompt(asked: str, question: str) -> str:
+    """An example prompt, and a prompt written for it, as they are continued by the completion."""
+    return f"{asked} {question.strip()}\n{ANSWER} "
 
 
 def parse_example(task: Task, label: str | None, text: str, finished: bool) -> tuple[str, str] | None:
@@ -66,9 +76,11 @@ def parse_example(task: Task, label: str | None, text: str, finished: bool) -> t
     if isinstance(task, ClassificationTask):
         assert label is not None
         return (text, label) if text else None
-    question, separator, answer = text.partition(_ANSWER)
+    question, separator, answer = text.partition(ANSWER)
     question, answer = question.strip(), answer.strip()
-    nested = _QUESTION in question or _QUESTION in answer or _ANSWER in answer
+    nested = _QUESTION in question or _QUESTION in answer or ANSWER in answer
+    if task.completion:
+        answer = task.completion.read(answer) or ""
     return (question, answer) if separator and question and answer and not nested else None
 
 

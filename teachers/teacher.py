@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from tutelage.configs.schema import Task
+from tutelage.teachers.answers import Request, write_texts
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt, and the label that its drafts should have; None for generation."""
-
-    label: str | None
-    prompt: str = field(repr=False)
 
 
 class Teacher(Protocol):
@@ -46,10 +39,15 @@ class Teacher(Protocol):
 
 
 class Solo:
-    """A teacher of one model."""
+    """A teacher of one model.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    Args:
+        engine: The model's.
+        task: What is written; it may say what a completion must be.
+    """
+
+    def __init__(self, engine: Engine, task: Task) -> None:
+        self.engine, self.task = engine, task
 
     def write(
         self,
@@ -60,7 +58,7 @@ class Solo:
         on_progress: Callable[[int], object] | None = None,
     ) -> list[list[Generation]]:
         """See `Teacher.write`."""
-        return self.engine.generate([one.prompt for one in asked], n, sampling, seed, on_progress)
+        return write_texts(self.engine, self.task, asked, n, sampling, seed, on_progress)
 
     def advise(self, system: str, user: str, n: int, sampling: Sampling, seed: int) -> list[Generation]:
         """See `Teacher.advise`."""

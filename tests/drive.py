@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "spacy", "sklearn.pipeline"])
+_SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "sklearn.pipeline", "warm"])
 
 
 def start(teacher: str, *arguments: str, output: Path, env: dict[str, str] | None = None) -> BaseProcess:

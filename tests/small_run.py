@@ -19,20 +19,18 @@ PLANTED = 100
 
 
 def plant_strings(mail_package: Path, folder: Path) -> tuple[Path, list[str]]:
-    """360 real mails as JSONL, 100 of them with a unique private string, 90 senders; and the strings."""
+    """240 real mails as JSONL, 100 of them with a unique private string, 120 senders; and the strings."""
     draw = random.Random(5)
     records = load_mails(mail_package, 240)
     draw.shuffle(records)
-    chosen = [
-        record for label in ("spam", "ham") for record in [r for r in records if r.completion == label][: PLANTED + 80]
-    ]
+    chosen = [record for label in ("spam", "ham") for record in [r for r in records if r.completion == label][:120]]
     draw.shuffle(chosen)
     secrets = [f"zq{draw.getrandbits(60):015x}" for _ in range(PLANTED)]
     path = folder / "mails.jsonl"
     with path.open("w") as stream:
         for i, record in enumerate(chosen):
             secret = f" My reference is {secrets[i]}." if i < PLANTED else ""
-            row = {"text": record.text[:150] + secret, "label": record.completion, "sender": f"sender {i % 90}"}
+            row = {"text": record.text[:150] + secret, "label": record.completion, "sender": f"sender {i % 120}"}
             stream.write(json.dumps(row) + "\n")
     return path, secrets
 

@@ -23,12 +23,12 @@ from tutelage.configs.schema import (
     TeacherConfig,
 )
 from tutelage.teachers import thresholds
+from tutelage.teachers.answers import Request
 from tutelage.teachers.cascade import Routed, dealt
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.scoring import PublicModel, score
 from tutelage.teachers.spending import Purse
 from tutelage.teachers.staff import Staff
-from tutelage.teachers.teacher import Request
 
 MAIL = ClassificationTask(
     description="Decide whether an e-mail is spam or ham.",

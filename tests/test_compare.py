@@ -133,6 +133,14 @@ def test_generation_is_measured_with_intervals(tiny: tuple[Any, Any]) -> None:
     assert comparison.tfidf(ANSWERS) == ()
 
 
+def test_answers_that_must_fit_are_counted() -> None:
+    task = {**HELP_TASK, "completion": {"choice": ["yes", "no"]}}
+    metrics = Comparison(recipe(task), ANSWERS).score("student", ["yes", "no", "maybe", "no", "", "Yes"])
+    fits = by_name(metrics)["fits.student"]
+    assert (fits.value, fits.n) == (0.5, 6)
+    assert sound(fits, 6)
+
+
 def test_the_model_gets_instruction_and_shots(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     real = evaluate.classify

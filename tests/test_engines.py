@@ -6,7 +6,11 @@ A new engine gets a fixture like `transformers_case` and its name in `CASES`.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import pickle
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,14 +25,17 @@ from hypothesis import strategies as st
 from tiny_model import make_tiny_model
 from vllm_environment import KEY, needs_vllm, vllm_server
 
+from tutelage.configs.adapters import check_adapter
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Example
-from tutelage.configs.schema import ClassificationTask, OpenAIConfig, VllmConfig
+from tutelage.configs.schema import ClassificationTask, OpenAIConfig, Structure, VllmConfig
 from tutelage.teachers.engines import attention
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 from tutelage.teachers.engines.openai import OpenAIEngine
+from tutelage.teachers.engines.structure import Structured
 from tutelage.teachers.engines.transformers import TransformersEngine, _draw, end_tokens
 from tutelage.teachers.engines.vllm import VllmEngine
+from tutelage.teachers.engines.vllm_parallel import ParallelVllm
 from tutelage.teachers.prompts import STOP, example_prompt
 
 MAIL = ClassificationTask(description="Sort mail.", labels={"ham": "wanted", "spam": "unwanted"}, text_noun="e-mail")
@@ -178,6 +185,34 @@ def test_the_stop_string_is_never_in_a_text(case: Case) -> None:
         assert all(STOP not in one.text for one in row)
 
 
+CALL = {
+    "type": "object",
+    "properties": {
+        "tool": {"enum": ["search", "send"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "to": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["tool", "count", "to"],
+    "additionalProperties": False,
+}
+STRUCTURES = {
+    "choice": Structure(choice=("spam", "ham", "spam, perhaps")),
+    "regex": Structure(regex="[0-9]{3}-(ab|c[d-f]){2}"),
+    "json_schema": Structure(json_schema=CALL),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_text_has_the_structure_that_was_asked_for(case: Case, kind: str) -> None:
+    sampling = replace(LOOSE, max_new_tokens=60, structure=STRUCTURES[kind])
+    written = case.engine.generate(PROMPTS, 4, sampling, 10)
+    assert written == case.engine.generate(PROMPTS, 4, sampling, 10)
+    texts = [one for row in written for one in row]
+    assert all(one.finished and STRUCTURES[kind].read(one.text) == one.text for one in texts)
+    assert len({one.text for one in texts}) > 1
+    assert not any(STRUCTURES[kind].read(one.text) for one in case.engine.generate(PROMPTS, 1, LOOSE, 10)[0])
+
+
 def test_progress_adds_up_to_all_texts(case: Case) -> None:
     calls: list[int] = []
     case.engine.generate(PROMPTS, 3, LOOSE, 5, calls.append)
@@ -223,6 +258,98 @@ def test_a_generation_hides_its_text_and_stays_in_the_process(case: Case) -> Non
         assert "redacted" in shown
     with pytest.raises(PrivacyError):
         pickle.dumps(one)
+
+
+# ---- tuned by an adapter ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one, large enough to change what the model says."""
+    return make_adapter(wide_model, tmp_path_factory.mktemp("adapter"), "somebody/wide")
+
+
+def make_adapter(model: Path, folder: Path, base: str) -> Path:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    tuned.peft_config["default"].base_model_name_or_path = base
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_changes_what_is_written_as_peft_would(wide_model: Path, adapter: Path) -> None:
+    from peft import PeftModel
+
+    plain, tuned = TransformersEngine(wide_model, 8), TransformersEngine(wide_model, 8, adapter)
+    written = texts_of(tuned.generate(PROMPTS, 1, GREEDY, 0))
+    assert written != texts_of(plain.generate(PROMPTS, 1, GREEDY, 0))
+    plain.model = PeftModel.from_pretrained(plain.model, adapter).eval()
+    assert written == [[naive(plain, one, GREEDY)[0]] for one in PROMPTS]
+
+
+def test_an_adapter_that_does_not_fit_is_refused(
+    wide_model: Path, tiny_model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="does not fit"):
+        TransformersEngine(tiny_model, 8, adapter)
+    with pytest.raises(UserError, match="tuned on somebody/wide, not on HuggingFaceTB/SmolLM2"):
+        check_adapter(str(adapter), "smollm2-135m-instruct")
+    check_adapter(str(adapter), str(wide_model))  # a local folder's name says nothing
+    with pytest.raises(UserError, match="holds no adapter"):
+        check_adapter(str(wide_model), str(wide_model))
+    with pytest.raises(UserError, match="no such adapter"):
+        check_adapter("/nowhere/at/all", str(wide_model))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    shutil.copytree(adapter, tmp_path / "other")
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps({**settings, "peft_type": "IA3"}))
+    with pytest.raises(UserError, match="no LoRA"):
+        check_adapter(str(tmp_path / "other"), str(wide_model))
+
+
+def with_vllm(test: Any) -> Any:
+    for one in needs_vllm:
+        test = one(test)
+    return test
+
+
+@with_vllm
+def test_an_adapter_with_vllm_writes_what_it_writes_with_transformers(wide_model: Path, adapter: Path) -> None:
+    config = VllmConfig(kind="vllm", kv_cache_gib=1, dtype="float32")
+    tuned = TransformersEngine(wide_model, 8, adapter)
+    expected = [[naive(tuned, one, GREEDY)[0].rstrip("\ufffd")] for one in PROMPTS]
+    with contextlib.closing(VllmEngine(wide_model, config, adapter)) as engine:
+        assert texts_of(engine.generate(PROMPTS, 1, GREEDY, 0)) == expected
+
+
+@with_vllm
+def test_processes_side_by_side_write_what_one_writes(wide_model: Path, wide_starts: dict[str, str]) -> None:
+    config = VllmConfig(kind="vllm", kv_cache_gib=1, dtype="float32", data_parallel_size=2)
+    counted: list[int] = []
+    with (
+        contextlib.closing(VllmEngine(wide_model, config)) as one,
+        contextlib.closing(ParallelVllm(wide_model, config)) as several,
+    ):
+        written = several.generate(PROMPTS, 3, LOOSE, 1, counted.append)
+        assert sum(counted) == 3 * len(PROMPTS)
+        assert texts_of(several.generate(PROMPTS, 1, GREEDY, 0)) == [
+            [wide_starts[each].rstrip("\ufffd")] for each in PROMPTS
+        ]
+        assert several.generate([], 1, GREEDY, 0) == []
+        [first, second] = [engine._worker for engine in several.engines]
+        assert first is not None
+        assert second is not None
+        assert first.pid != second.pid
+        os.kill(second.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="signal 9"):
+            several.generate(PROMPTS, 3, LOOSE, 1)
+        assert not [engine for engine in several.engines if engine._worker], "both have ended"
+        assert one.generate(PROMPTS, 3, LOOSE, 1) == written
 
 
 # ---- the transformers engine: exact ---------------------------------------------------------------------------------
@@ -303,6 +430,39 @@ def test_rows_that_leave_the_batch_do_not_mix_up_the_others(
             ended = written[index][j].finished
             assert ended == (len(own) < 16)
             assert not ended or set(best[len(own)]) & many_ends
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_of_the_tokens_that_fit_the_likeliest_is_taken(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a plain loop finds it for one prompt alone, in batches whose texts end at different times."""
+    import torch
+
+    def alone(text: str) -> str:
+        state = Structured(STRUCTURES[kind], tiny._structures, 1)
+        ids, own = tiny.tokenizer(text, add_special_tokens=False)["input_ids"], []
+        while True:
+            with torch.inference_mode():
+                logits = tiny.model(input_ids=torch.tensor([ids + own]), use_cache=False).logits[:, -1]
+            own.append(int(state.masked(logits, [0]).argmax()))
+            if own[-1] in end_tokens(tiny.model, tiny.tokenizer):
+                return str(tiny.tokenizer.decode(own[:-1]))
+            if state.take(0, own[-1]):
+                return str(tiny.tokenizer.decode(own))
+
+    expected = [alone(one) for one in VARIED]
+    assert len({*expected}) > 1
+    sampling = replace(GREEDY, max_new_tokens=60, structure=STRUCTURES[kind])
+    for batch_rows, n in [(1, 1), (24, 1), (7, 3)]:
+        monkeypatch.setattr(tiny, "batch_rows", batch_rows)
+        assert tiny.generate(VARIED, n, sampling, 0) == [[Generation(one, True)] * n for one in expected]
+
+
+def test_a_text_too_short_for_its_structure_is_not_finished(tiny: TransformersEngine) -> None:
+    [row] = tiny.generate(PROMPTS[:1], 3, replace(LOOSE, max_new_tokens=5, structure=STRUCTURES["json_schema"]), 0)
+    assert not any(one.finished for one in row)
+    assert all(one.text.startswith('{"') for one in row)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles import HonestTeacher
+from doubles import HonestTeacher, ScriptedEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,6 @@ from tutelage.privacy.histogram import NoisyHistogram
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.similarity import embed, words
 from tutelage.teachers import evolution, prompts
-from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.evolution import Evolved, Vote, evolve, nearest
 from tutelage.teachers.teacher import Solo
 
@@ -41,16 +40,19 @@ def sized(iterations: int = 3, size: int = SIZE) -> PrivateEvolutionPrivacy:
     )
 
 
-class Writer:
-    """Writes six words; shown an example, the same six but for two. Remembers what it was asked."""
+class Writer(ScriptedEngine):
+    """Writes six words; shown an example, the same six but for two."""
 
     def __init__(self, answer: Callable[[str, random.Random], str] | None = None) -> None:
+        super().__init__()
         self.answer = answer or self.vary
-        self.calls: list[list[str]] = []
 
     @property
     def asked(self) -> list[str]:
-        return [prompt for call in self.calls for prompt in call]
+        return [prompt for call in self.calls for prompt in call.prompts]
+
+    def write(self, prompt: str, draw: random.Random, j: int) -> str:
+        return self.answer(prompt, draw)
 
     @staticmethod
     def vary(prompt: str, draw: random.Random) -> str:
@@ -64,18 +66,6 @@ class Writer:
 
     def chat(self, system: str, user: str) -> str:
         raise AssertionError("evolution needs no chat")
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        sampling: Sampling,
-        seed: int,
-        on_progress: Callable[[int], object] | None = None,
-    ) -> list[list[Generation]]:
-        self.calls.append(list(prompts))
-        draw = random.Random(seed)
-        return [[Generation(self.answer(prompt, draw), True) for _ in range(n)] for prompt in prompts]
 
 
 class Voters:
@@ -104,7 +94,7 @@ def any_count(iteration: int, text: str) -> int:
 
 def grow(engine: Any, vote: Vote, task: Task = MAIL, **changes: Any) -> Evolved:
     given: dict[str, Any] = {"teach": TEACH, "config": sized(), "silo": "north", "round": 1, "seed": 0, **changes}
-    return evolve(Solo(engine), task=task, vote=vote, **given)
+    return evolve(Solo(engine, task), task=task, vote=vote, **given)
 
 
 def labels_of(task: Task) -> list[str | None]:
@@ -259,7 +249,7 @@ def test_first_prompts_are_public_and_no_prompt_holds_private_text(task: Task) -
     writer = Writer()
     evolved = grow(writer, lambda _, texts, labels: _counts(nearest(texts, labels, units, unit_labels), texts), task)
     first = [prompts.example_prompt(task, label, ()) for label in labels_of(task) for _ in range(SIZE)]
-    assert writer.calls[0] == first
+    assert writer.calls[0].prompts == first
     assert writer.asked
     assert not [prompt for prompt in writer.asked if secret in prompt]
     assert not [one for one in evolved.drafts if secret in one.prompt + one.completion]
@@ -282,7 +272,7 @@ def test_malformed_texts_are_sampled_again() -> None:
 
     writer, voters = Writer(moody), Voters(any_count)
     evolved = grow(writer, voters)
-    assert evolved.sampled == sum(map(len, writer.calls))
+    assert evolved.sampled == len(writer.asked)
     assert 0.4 < evolved.malformed / evolved.sampled < 0.8
     assert all(len(labels) > 1.5 * SIZE for _, _, labels, _ in voters.votes)
     assert len(evolved.drafts) == 2 * TEACH.prompts_per_label

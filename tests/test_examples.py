@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import CopyingTeacher, HonestTeacher
+from doubles import CopyingTeacher, HonestTeacher, ScriptedEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ from tutelage.privacy.release import release
 from tutelage.privacy.similarity import words
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
-from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.examples import Written, _slots, round_half_up, write_examples
 from tutelage.teachers.teacher import Solo
 
@@ -44,29 +44,15 @@ ONCE = SMALL.model_copy(update={"max_retries": 0})
 WELL = {"ham": "see you at the meeting", "spam": "buy cheap pills now"}
 
 
-class Teacher:
-    """Answers as `answer(prompt, call, j)` says, and remembers every call."""
+class Teacher(ScriptedEngine):
+    """Answers as `answer(prompt, call, j)` says."""
 
     def __init__(self, answer: Callable[[str, int, int], str]) -> None:
+        super().__init__()
         self.answer = answer
-        self.calls: list[tuple[list[str], int, Sampling, int]] = []
 
-    def chat(self, system: str, user: str) -> str:
-        return system + user
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        sampling: Sampling,
-        seed: int,
-        on_progress: Callable[[int], object] | None = None,
-    ) -> list[list[Generation]]:
-        self.calls.append((list(prompts), n, sampling, seed))
-        call = len(self.calls) - 1
-        if on_progress:
-            on_progress(n * len(prompts))
-        return [[Generation(self.answer(one, call, j), True) for j in range(n)] for one in prompts]
+    def write(self, prompt: str, draw: random.Random, j: int) -> str:
+        return self.answer(prompt, len(self.calls) - 1, j)
 
 
 def label_of(prompt: str) -> str:
@@ -85,7 +71,7 @@ def write(
     **changes: Any,
 ) -> Written:
     settings: dict[str, Any] = {"topics": {}, "silo": "north", "round": 1, "seed": 0, **changes}
-    return write_examples(Solo(engine), records, task=task, config=config, **settings)
+    return write_examples(Solo(engine, task), records, task=task, config=config, **settings)
 
 
 def uniques(text: str) -> list[str]:
@@ -335,12 +321,12 @@ INJECTION = (
 class Obedient(CopyingTeacher):
     """Copies its references as soon as a control token or a header out of turn appears in its prompt."""
 
-    def write(self, prompt: str, draw: random.Random) -> str:
+    def write(self, prompt: str, draw: random.Random, j: int) -> str:
         headers = re.findall(r"^### .* (\d+)$", prompt, re.MULTILINE)
         in_turn = headers == [str(i + 1) for i in range(len(headers))] and prompt.count("###") == len(headers)
         if in_turn and not re.search(r"<\|\w+\|>", prompt):
             return WELL[label_of(prompt)]
-        return super().write(prompt, draw)
+        return super().write(prompt, draw, j)
 
 
 def test_an_injection_in_a_private_mail_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import PREFECT_HOME
-from doubles import CopyingTeacher, HonestTeacher
-from drive import drive, printed, start
+from doubles import HonestTeacher
+from drive import drive
 from small_run import call, files_below, nothing_escaped, recipe_for, write_recipe
 from tampering import findings, flips, found, log_lines, named, payload
 
@@ -28,7 +25,7 @@ from tutelage.configs.load import parse_recipe
 from tutelage.configs.schema import DpoConfig
 from tutelage.configs.store import canonical_json
 from tutelage.flows import layout, stages, teaching, trials
-from tutelage.flows.stage import create_run, open_run, release_digests
+from tutelage.flows.stage import create_run, open_run
 from tutelage.flows.verify import verify_run
 from tutelage.privacy import review
 from tutelage.privacy.custody import LOG
@@ -95,7 +92,7 @@ def test_an_error_that_quotes_a_record_stays_in_the_vault(
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     class Clumsy(HonestTeacher):
-        def write(self, prompt: str, draw: random.Random) -> str:
+        def write(self, prompt: str, draw: random.Random, j: int) -> str:
             raise ValueError(prompt)
 
     monkeypatch.setattr(teaching, "teacher_engine", lambda *_: Clumsy())
@@ -107,106 +104,6 @@ def test_an_error_that_quotes_a_record_stays_in_the_vault(
     for path in [*files_below(PREFECT_HOME), *files_below(tmp_path / "run" / "stages")]:
         assert b"A collection of different examples" not in path.read_bytes()
     assert list((tmp_path / "run" / "vault" / "errors").glob("*.log"))
-
-
-@pytest.mark.parametrize("loose", [False, True])
-def test_a_copying_teacher_is_refused(
-    loose: bool, mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The screen drops every copy and nothing is left to learn; with the screen wide open the gate still sees it."""
-    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: CopyingTeacher())
-    wide_open = {"max_common_run_tokens": 10_000, "max_ngram_share": 1.0, "max_jaccard": 1.0, "max_cosine": 1.0}
-    changes = {"screen": wide_open} if loose else {}
-    quick = {"originals": False, "few_shot_per_label": 1, "bootstrap": 100}
-    data = recipe_for(mails[0], tiny_model, measure=quick, **changes)
-    recipe = write_recipe(tmp_path, data)
-    assert call(monkeypatch, "run", str(recipe), "--run-dir", str(tmp_path / "run")) == 3
-    report = layout.report(open_run(tmp_path / "run"), 1)
-    assert not report.decision.passed
-    failed = " ".join(outcome.rule for outcome in report.decision.outcomes if not outcome.passed)
-    if loose:
-        assert "overlap.longest_run_max" in failed
-    else:
-        assert sum(report.lessons_per_class.values()) == 0
-    assert not (tmp_path / "registry").exists()
-    assert not list((tmp_path / "run" / "release").rglob("adapter_model.safetensors"))
-    if loose:
-        overridden(tmp_path / "run", monkeypatch)
-
-
-def overridden(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refused student is published by name and reason only, and the run's log says so."""
-    assert call(monkeypatch, "publish", str(root)) == 3
-    assert call(monkeypatch, "publish", str(root), "--override") == 2
-    assert call(monkeypatch, "publish", str(root), "--override", "--by", "Ada Example", "--reason", "short") == 2
-    assert not (root.parent / "registry").exists()
-    reason = "It only copies a public corpus, see ticket 12."
-    assert call(monkeypatch, "publish", str(root), "--override", "--by", "Ada Example", "--reason", reason) == 0
-    card = (root.parent / "registry" / "small" / "v1" / "README.md").read_text()
-    assert "Ada Example" in card
-    assert reason in card
-    assert reason in (root / "stages" / "round-1" / "override.json").read_text()
-    assert call(monkeypatch, "audit", "verify", str(root)) == 0
-
-
-def test_killed_anywhere_and_resumed_gives_the_same(
-    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL in the midst of a stage; what was finished is not redone; the released bytes are the same.
-
-    In every stage: the slow test below. While texts are written under a guarantee: test_formal_flow.py.
-    """
-    kill_and_resume(mails[0], tiny_model, tmp_path, monkeypatch, ("round-1/measure",))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # a process and a Prefect server for every one of some 25 stages
-def test_killed_in_every_stage_and_resumed_gives_the_same(
-    mails: tuple[Path, list[str]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kill_and_resume(mails[0], tiny_model, tmp_path, monkeypatch, None)
-
-
-def kill_and_resume(
-    data: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[str, ...] | None
-) -> None:
-    """Prepare once, copy the folder, run one copy through, kill the other in each of `stops` (None: in all)."""
-    monkeypatch.setattr(teaching, "teacher_engine", lambda *_: HonestTeacher())
-    quick = {"originals": stops is None, "few_shot_per_label": 1, "bootstrap": 100, "neutral_texts": 2}
-    recipe = parse_recipe(recipe_for(data, model, measure=quick))
-    # canary coins and keys come from the operating system, so both runs must start from one preparation
-    whole, broken = folder / "whole", folder / "broken"
-    run = create_run(recipe, whole)
-    stages.prepare(str(whole), after=[])
-    shutil.copytree(whole, broken)
-    assert call(monkeypatch, "resume", str(whole)) == 0
-    expected = release_digests(run)
-    if stops is None:
-        named = [str(path.relative_to(run.dir.stages).with_suffix("")) for path in files_below(run.dir.stages)]
-        stops = tuple(sorted(named, key=lambda name: run.dir.manifest_path(name).stat().st_mtime))[1:]
-    killed = 0
-    for stop in stops:
-        if open_run(broken).dir.manifest_path(stop).exists():
-            continue  # so quick that it was done before the kill in the stage before it came
-        killed += 1
-        before = {path: path.stat().st_mtime_ns for path in files_below(broken / "stages")}
-        said = folder / f"said-{stop.replace('/', '-')}"
-        process = start("honest", "resume", str(broken), output=said)
-        for line in printed(process, said):
-            if line.split() == [stop, "..."]:
-                time.sleep(0.05)
-                servers = psutil.Process(process.pid).children(recursive=True)
-                process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        assert servers
-        assert not psutil.wait_procs(servers, timeout=20)[1], "the embedded server outlives its killed run"
-        assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished stage was written again"
-    assert killed > len(stops) / 2
-    code, said_last = drive("honest", "resume", str(broken), output=folder / "said-last")
-    assert code == 0, said_last[-2000:]
-    assert "done before" in said_last
-    assert release_digests(open_run(broken)) == expected
 
 
 def test_a_finished_run_is_not_redone(

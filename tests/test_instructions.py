@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles import CopyingTeacher, HonestTeacher
+from doubles import CopyingTeacher, HonestTeacher, ScriptedEngine
 from lesson_sets import signed, verified
 
 from tutelage.configs.schema import ClassificationTask, TeachConfig
@@ -16,7 +17,7 @@ from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import prompts
-from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.engines.base import Generation
 from tutelage.teachers.instructions import choose_instruction, write_instruction
 from tutelage.teachers.teacher import Solo
 
@@ -24,37 +25,29 @@ MAIL = ClassificationTask(description="Sort mail.", labels={"ham": "wanted mail"
 RECORDS = [PrivateRecord(str(i), f"private text number {i}.", ("ham", "spam")[i % 2]) for i in range(20)]
 
 
-class Scripted:
-    """Answers with given generations and remembers what it was asked."""
+class Scripted(ScriptedEngine):
+    """Answers with given generations."""
 
     def __init__(self, answers: Sequence[Generation]) -> None:
-        self.answers = list(answers)
-        self.asked: list[tuple[list[str], int, Sampling, int]] = []
+        super().__init__()
+        self.answers = answers
 
     def chat(self, system: str, user: str) -> str:
         return f"{system}|{user}|"
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        n: int,
-        sampling: Sampling,
-        seed: int,
-        on_progress: Callable[[int], object] | None = None,
-    ) -> list[list[Generation]]:
-        self.asked.append((list(prompts), n, sampling, seed))
-        return [self.answers for _ in prompts]
+    def write(self, prompt: str, draw: random.Random, j: int) -> str | Generation:
+        return self.answers[j] if j < len(self.answers) else ""
 
 
 def write(engine: Any, config: TeachConfig | None = None, **changes: Any) -> tuple[Draft, ...]:
     settings: dict[str, Any] = {"silo": "north", "round": 2, "seed": 0, **changes}
-    return write_instruction(Solo(engine), RECORDS, task=MAIL, config=config or TeachConfig(), **settings)
+    return write_instruction(Solo(engine, MAIL), RECORDS, task=MAIL, config=config or TeachConfig(), **settings)
 
 
 def test_the_public_description_asks_no_teacher() -> None:
     engine = Scripted([])
     assert write(engine, TeachConfig(instruction="description")) == ()
-    assert engine.asked == []
+    assert engine.calls == []
 
 
 @pytest.mark.parametrize(
@@ -83,14 +76,14 @@ def test_wordings_end_at_a_full_stop(text: str, finished: bool, expected: str | 
 def test_what_the_teacher_is_shown() -> None:
     engine = Scripted([Generation("Look twice.", True)] * 4)
     write(engine, TeachConfig(references_per_prompt=3, temperature=2.0, top_k=7))
-    [([prompt], n, sampling, _)] = engine.asked
+    [([prompt], n, sampling, _)] = engine.calls
     assert n == 4
     assert prompt.count("private text number") == 6
     assert prompts.public_instruction(MAIL) in prompt
     assert (sampling.stop, sampling.top_k) == ("\n", 7)
     assert sampling.temperature <= 0.7
     write(engine, TeachConfig(references_per_prompt=0))
-    assert "private text" not in engine.asked[1][0][0]
+    assert "private text" not in engine.calls[1][0][0]
 
 
 def test_seed_silo_and_round_decide_the_references() -> None:
@@ -98,7 +91,7 @@ def test_seed_silo_and_round_decide_the_references() -> None:
     changes: list[dict[str, Any]] = [{}, {}, {"seed": 1}, {"silo": "south"}, {"round": 3}]
     for change in changes:
         write(engine, **change)
-    first, again, *others = [(asked[0][0], asked[3]) for asked in engine.asked]
+    first, again, *others = [(asked[0][0], asked[3]) for asked in engine.calls]
     assert first == again
     assert len({first, *others}) == 4
 

@@ -296,6 +296,7 @@ def test_an_endpoint_elsewhere_that_is_trusted(url: str) -> None:
     [
         (HERE, "private_prediction needs transformers or vllm"),
         ({"kind": "vllm", "tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
+        ({"kind": "vllm", "data_parallel_size": 2}, "data_parallel_size must be 1"),
         ({"kind": "vllm", "quantization": "fp8"}, "quantization must be null"),
     ],
 )
@@ -308,6 +309,28 @@ def test_private_prediction_needs_the_scores_of_every_token(engine: Any, why: st
     data["teach"]["engine"] = "vllm"
     data["privacy"]["mechanism"] = "private_prediction"
     parse_recipe(data)
+
+
+def test_an_adapter_whose_text_is_not_known_to_be_public_has_no_place_under_a_guarantee() -> None:
+    parse_recipe(changed("teach.adapter", "somebody/tone"))
+    data = yaml.safe_load((CONFIGS / "strict_dp.yaml").read_text())
+    data["teach"]["adapter"] = "somebody/tone"
+    for mechanism in ("private_prediction", "private_evolution"):
+        data["privacy"] = {"mechanism": mechanism, "epsilon": 4}
+        data["teach"].pop("adapter_is_public", None)
+        assert "adapter_is_public: true" in refused(data).problem
+        data["teach"]["adapter_is_public"] = True
+        parse_recipe(data)
+    data["teach"]["engine"] = "vllm"
+    parse_recipe(data)
+    data["privacy"]["mechanism"] = "private_prediction"
+    assert "teach.adapter needs teach.engine transformers" in refused(data).problem
+
+
+def test_a_server_loads_its_own_adapter() -> None:
+    data = changed("teach.engine", HERE)
+    data["teach"]["adapter"] = "somebody/tone"
+    assert "teach.engine.model" in refused(data).problem
 
 
 def test_top_k_needs_a_server_that_takes_it() -> None:
@@ -608,11 +631,12 @@ def test_a_relative_model_folder_is_the_recipes(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "here" / "models" / "own").mkdir(parents=True)
     path = tmp_path / "here" / "recipe.yaml"
     data = changed("teach.model", "models/own")
+    data["teach"]["adapter"] = "models/own"
     data["student"]["base"] = "someone/on-the-hub"
     path.write_text(yaml.safe_dump(data))
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(Path("here/recipe.yaml"))
-    assert Path(recipe.teach.model) == tmp_path / "here" / "models" / "own"
+    assert Path(recipe.teach.model) == Path(recipe.teach.adapter or "") == tmp_path / "here" / "models" / "own"
     assert recipe.student.base == "someone/on-the-hub"
 
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.schema import OpenAIConfig
+from tutelage.configs.schema import OpenAIConfig, Structure
 from tutelage.teachers.engines import openai
 from tutelage.teachers.engines.base import Sampling
 from tutelage.teachers.engines.openai import OpenAIEngine, pause, retry_after
@@ -185,6 +186,21 @@ def test_without_extensions_only_what_the_protocol_has_is_sent(tiny_model: Path)
         engine(tiny_model, served.url, extensions=False, key_env=None).generate(["a"], 1, SAMPLING, 0)
     assert not {"top_k", "add_special_tokens"} & served.bodies[0].keys()
     assert "Authorization" not in served.headers[0]
+
+
+def test_what_a_request_says_of_structure(tiny_model: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    with server(honest) as served:
+        one = engine(tiny_model, served.url)
+        for given in ({"json_schema": schema}, {"choice": ("a", "b")}, {"regex": "a+"}):
+            one.generate(["a"], 1, replace(SAMPLING, structure=Structure(**given)), 0)
+    by_schema, by_choice, by_regex = served.bodies
+    assert by_schema["response_format"]["type"] == "json_schema"
+    assert by_schema["response_format"]["json_schema"]["schema"] == schema
+    assert by_choice["structured_outputs"] == {"choice": ["a", "b"]}
+    assert by_regex["structured_outputs"] == {"regex": "a+"}
+    assert "structured_outputs" not in by_schema
+    assert not {"response_format"} & {*by_choice, *by_regex}
 
 
 def test_a_server_that_gives_one_text_at_a_time_is_asked_again(tiny_model: Path) -> None:

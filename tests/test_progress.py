@@ -102,7 +102,9 @@ def test_a_teacher_tells_how_far_it_is_and_no_text() -> None:
     records = [PrivateRecord(f"r{i}", f"{SECRET} {i}", label) for i, label in enumerate(["ham", "spam"] * 4)]
     config = TeachConfig(prompts_per_label=3, references_per_prompt=2, drafts_per_prompt=4, keep_per_prompt=2)
     with heard(told.append):
-        write_examples(Solo(HonestTeacher()), records, task=task, config=config, topics={}, silo="n", round=1, seed=0)
+        write_examples(
+            Solo(HonestTeacher(), task), records, task=task, config=config, topics={}, silo="n", round=1, seed=0
+        )
     assert told[0] == 0
     assert told[-1] == 1
     assert len(told) > 6

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson
-from tutelage.configs.schema import ScreenConfig
+from tutelage.configs.schema import ScreenConfig, Structure
 from tutelage.privacy.drafts import Draft, read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.pii import Scrubber
@@ -125,6 +125,19 @@ def test_each_reason(door: Callable[..., Released], reason: str) -> None:
     assert released.dropped == {reason: expected}
     assert released.lessons.lessons[-1].prompt == PRINTER  # and an honest draft beside it passes
     assert len(released.lessons) == 1 + len(REASONS[reason]) - expected
+
+
+def test_a_completion_that_scrubbing_broke_is_dropped(door: Callable[..., Released]) -> None:
+    call = Structure(json_schema={"type": "object", "properties": {"to": {"type": "string", "maxLength": 12}}})
+    drafts = [draft(GARDEN, '{"to":"Peter Brown"}'), draft(PRINTER, '{"to":"everybody"}'), draft(PRIZE, "everybody")]
+    found = door(*drafts, structure=call, public_completions=frozenset())
+    assert [one.completion for one in found.lessons] == ['{"to":"<PERSON>"}', '{"to":"everybody"}']
+    narrow = Structure(
+        json_schema={"type": "object", "properties": {"to": {"type": "string", "pattern": "^[A-Za-z ]*$"}}}
+    )
+    found = door(*drafts, structure=narrow, public_completions=frozenset())
+    assert [one.completion for one in found.lessons] == ['{"to":"everybody"}']
+    assert found.dropped == {"unfit": 2}
 
 
 def test_the_same_drafts_pass_where_the_records_are_others(door: Callable[..., Released]) -> None:

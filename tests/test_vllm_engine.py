@@ -36,7 +36,7 @@ SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, top_p=1.0, top_k=0, stop=
 
 _READY = 'send({"ready": {"max_model_len": 9}})\n'
 _ANSWER = (
-    'request = receive()\nsend({"texts": [[["so", True]] * request["sampling"]["n"] for _ in request["prompts"]]})\n'
+    'request = receive()\nsend({"texts": [[["so", True, 2]] * request["sampling"]["n"] for _ in request["prompts"]]})\n'
 )
 
 
@@ -126,6 +126,7 @@ def test_it_may_be_used_again_after_it_was_closed(tiny_model: Path, tmp_path: Pa
         (_READY + "print(receive(), file=sys.stderr)\nsys.exit(5)", r"ended \(exit code 5\)"),
         (_READY + "receive()\nos.kill(os.getpid(), signal.SIGSEGV)", r"ended \(signal 11\)"),
         (_READY + "send({'failed': 'ValueError', 'why': receive()['prompts']})", r"failed with ValueError"),
+        (_READY + "receive()\nsend({'alive': True})\ntime.sleep(60)", r"silent for 1 s while it wrote"),
         (_READY + "receive()\nsend({'too_long': [900, 512]})", r"900 tokens; the model attends to 512"),
         (_READY + "receive()\nsend({'done': 1})\nsys.stdout.buffer.write(b'\\0\\0\\0\\x09{')\nsys.exit(6)", r"code 6"),
         # its child holds the pipe open
@@ -135,7 +136,8 @@ def test_it_may_be_used_again_after_it_was_closed(tiny_model: Path, tmp_path: Pa
 def test_what_goes_wrong_is_told_without_private_text(
     tiny_model: Path, tmp_path: Path, mark: str, capfd: pytest.CaptureFixture[str], program: str, said: str
 ) -> None:
-    with played_by(program, tiny_model, tmp_path, start_timeout_s=1 if "sleep(60)" in program else 60) as engine:
+    limits = {"start_timeout_s": 1 if program == "time.sleep(60)" else 60, "timeout_s": 1 if "alive" in program else 60}
+    with played_by(program, tiny_model, tmp_path, **limits) as engine:
         error = failure(engine)
     assert re.search(said, error.problem), error.problem
     assert none_is_left(mark)
@@ -143,7 +145,7 @@ def test_what_goes_wrong_is_told_without_private_text(
 
 
 def test_what_is_interrupted_leaves_no_half_answer(tiny_model: Path, tmp_path: Path, mark: str) -> None:
-    answer = 'send({"done": 1})\ntime.sleep(0.2)\nsend({"texts": [[["so", True]]]})\n'
+    answer = 'send({"done": 1})\ntime.sleep(0.2)\nsend({"texts": [[["so", True, 2]]]})\n'
     program = _READY + "while True:\n" + textwrap.indent("receive()\n" + answer, "    ")
 
     def interrupt(_: int) -> None:
@@ -264,6 +266,25 @@ def test_prompts_too_many_to_be_read_at_once_and_a_shared_start(wide_model: Path
             assert engine.generate(prompts, 4, SAMPLING, 0) == written[-1]
     assert [len(row) for row in written[0]] == [4] * 8
     assert written[0] == written[1]
+
+
+@with_vllm
+def test_a_process_that_hangs_is_ended(wide_model: Path, mark: str) -> None:
+    config = VllmConfig(kind="vllm", kv_cache_gib=1, timeout_s=5)
+    with contextlib.closing(VllmEngine(wide_model, config)) as engine:
+        engine.generate(["a"], 1, SAMPLING, 0)
+        worker = engine._worker
+        assert worker is not None
+        stop = threading.Timer(1, os.kill, (worker.pid, signal.SIGSTOP))
+        stop.start()
+        long = replace(SAMPLING, max_new_tokens=1500, stop="never")
+        with pytest.raises(UserError, match="silent for 5 s") as caught:
+            for _ in iter(lambda: engine.generate([SECRET] * 8, 8, long, 0), None):
+                ...
+        stop.join()
+        assert "timeout_s" in str(caught.value.remedy)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        assert none_is_left(mark)
 
 
 @with_vllm

@@ -183,7 +183,7 @@ while True:
     request = receive()
     with open({str(starts)!r}, "a") as file:
         file.write(f"{{os.getpid()}} ")
-    send({{"done": True}} if "write" in request else {{"texts": [[["so", True]]]}})
+    send({{"done": True}} if "write" in request else {{"texts": [[["so", True, 2]]]}})
 """
     sampling = vllm.Sampling(8, 1.0, 1.0, 0, STOP)
     with played_by(program, tiny_model, tmp_path) as engine:

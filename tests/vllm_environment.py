@@ -72,6 +72,7 @@ def vllm_server(model: Path, name: str) -> Iterator[str]:
             str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
             "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
             "--max-model-len", "2048", "--enforce-eager", "--generation-config", "vllm", "--no-enable-prefix-caching",
+            "--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}',
             "--no-enable-chunked-prefill",  # on a processor a seeded prompt that is read in parts ends the server
         ],
         env={

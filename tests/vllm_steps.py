@@ -28,9 +28,8 @@ def main() -> None:
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
     asked = json.loads(request_path.read_text())
-    llm, modules = worker._load(
-        {"model": str(model), "dtype": "float32", "gpu_memory_utilization": 0.9, "enforce_eager": True}, asked["start"]
-    )
+    settings = {"model": str(model), "dtype": "float32", "gpu_memory_utilization": 0.9, "enforce_eager": True}
+    llm, modules, _ = worker._load(settings, asked["start"], None)
     private = modules.private
     found: dict[str, Any] = {"apart": private.apart(llm, asked["start"])}
     if "write" not in asked:
@@ -57,12 +56,12 @@ def main() -> None:
             "another token was given": another_token,
         }.items()
     }
-    found["moved"] = private.shift(llm, asked["shift"], modules)["moved"]
+    found["moved"] = list(private.shift(llm, asked["shift"], modules))[-1]["moved"]
     real = modules.mechanism.PrivatePrediction.scores
     modules.mechanism.PrivatePrediction.scores = lambda self, *scored: real(
         modules.mechanism.PrivatePrediction(float("inf"), self.temperature, self.top_k, self.max_tokens), *scored
     )
-    found["moved unclipped"] = private.shift(llm, asked["shift"], modules)["moved"]
+    found["moved unclipped"] = list(private.shift(llm, asked["shift"], modules))[-1]["moved"]
     torch.save(found, out)
 
 

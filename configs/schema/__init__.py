@@ -41,6 +41,9 @@ from tutelage.configs.schema.section import (
 from tutelage.configs.schema.silo import (
     SiloConfig,
 )
+from tutelage.configs.schema.structure import (
+    Structure,
+)
 from tutelage.configs.schema.student import (
     AttackConfig,
     AttackName,
@@ -91,6 +94,7 @@ __all__ = [
     "SkillRoute",
     "Source",
     "SpamAssassinData",
+    "Structure",
     "StudentConfig",
     "Task",
     "TeachConfig",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tutelage.configs.records import Frozen
 from tutelage.configs.schema.section import Section
+from tutelage.configs.schema.structure import Structure
 
 
 class ClassificationTask(Frozen):
@@ -38,6 +39,8 @@ class GenerationTask(Frozen):
     kind: Literal["generation"] = "generation"
     description: str = Field(min_length=1)
     text_noun: str = "question"
+    completion: Structure | None = None
+    """What every completion must be, such as the JSON of a tool call. None: any text."""
 
 
 Task = Annotated[ClassificationTask | GenerationTask, Field(discriminator="kind")]

@@ -29,9 +29,11 @@ class VllmConfig(Frozen):
     _numbers = field_validator(
         "max_model_len",
         "tensor_parallel_size",
+        "data_parallel_size",
         "gpu_memory_utilization",
         "kv_cache_gib",
         "start_timeout_s",
+        "timeout_s",
         mode="before",
     )(not_a_boolean)
 
@@ -42,6 +44,8 @@ class VllmConfig(Frozen):
     """Most tokens of a prompt and its draft. None: what the model attends to."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     """GPUs that share the model."""
+    data_parallel_size: int = Field(1, ge=1, le=64)
+    """Processes side by side, each with a copy of the model and as many GPUs as `tensor_parallel_size` says."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory for the model and its cache."""
     kv_cache_gib: int = Field(2, ge=1)
@@ -55,6 +59,8 @@ class VllmConfig(Frozen):
     batch of prompts, so one silo's references leave no trace, not even in timing, in another's."""
     start_timeout_s: int = Field(900, ge=1)
     """How long it may take to load."""
+    timeout_s: int = Field(600, ge=1)
+    """How long it may be silent while texts are due: it says after every step, a token of all texts, that it lives."""
 
 
 class OpenAIConfig(Frozen):

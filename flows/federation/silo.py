@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.configs.adapters import check_adapter
 from tutelage.configs.errors import UserError
 from tutelage.configs.load import load_silo
 from tutelage.configs.models import check_model
@@ -139,15 +140,19 @@ def _teach(silo: Silo, recipe: Recipe) -> TeachConfig:
     config, teach = silo.config, recipe.teach
     if config.model or config.engine:
         one = teach.only(config.name) if teach.routed is None else teach.teachers[-1]
-        own = {"model": config.model or one.model, "engine": config.engine or one.engine}
+        own = {"model": config.model or one.model, "engine": config.engine or one.engine, "adapter": one.adapter}
         teach = teach.model_copy(update={**own, "teachers": (), "route": None})
+    if config.adapter and teach.adapter:
+        teach = teach.model_copy(update={"adapter": config.adapter})
     for one in teach.staff:
         check_model(one.model)
+        if one.adapter:
+            check_adapter(one.adapter, one.model)
         if config.engine is None and isinstance(one.engine, OpenAIConfig):
             found = "has teachers ask a server, which would see this silo's records"
             raise _more(silo, found, "engine", "name it here")
         try:
-            recipe.check_engine(one.engine)
+            recipe.check_teacher(one)
         except ValueError as error:
             raise UserError(str(error), file=silo.home / "silo.yaml", key="engine", remedy="name another") from None
     return teach

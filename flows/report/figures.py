@@ -74,8 +74,10 @@ class Figure:
 
 def families(report: RoundReport) -> list[str]:
     """The scores this report's task is measured by; the first is the one to compare methods with."""
-    generation = {"exact_match", "rouge_l", "chrf"} & {metric.name.partition(".")[0] for metric in report.metrics}
-    return ["exact_match", "rouge_l", "chrf"] if generation else ["accuracy", "macro_f1"]
+    present = {metric.name.partition(".")[0] for metric in report.metrics}
+    if not present & {"exact_match", "rouge_l", "chrf"}:
+        return ["accuracy", "macro_f1"]
+    return ["exact_match", "rouge_l", "chrf", *(["fits"] if "fits" in present else [])]
 
 
 def methods(report: RoundReport) -> dict[str, str]:

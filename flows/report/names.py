@@ -23,6 +23,7 @@ FAMILIES = {
     "exact_match": "Exact match",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "fits": "Fits the structure",
 }
 # metric -> (title, unit); units are the keys of `figures._UNITS`
 PRIVACY = {

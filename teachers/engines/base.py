@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.schema import Structure
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Sampling:
     top_k: int
     stop: str
     """The text is cut where this first appears, and counts as finished."""
+    structure: Structure | None = None
+    """What the text must be: no token is drawn that cannot lead there. One that is not finished may not fit yet."""
 
 
 @dataclass(frozen=True)

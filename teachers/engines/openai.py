@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.models import load_tokenizer
-from tutelage.configs.schema import OpenAIConfig
+from tutelage.configs.schema import OpenAIConfig, Structure
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class OpenAIEngine:
         }
         if self.config.extensions:
             body |= {"top_k": sampling.top_k, "add_special_tokens": False}
+        if sampling.structure:
+            body |= _structured(sampling.structure)
         texts: list[Generation] = []
         while len(texts) < n:
             wanted = n - len(texts)
@@ -184,6 +186,14 @@ class OpenAIEngine:
             key="teach.engine",
             remedy="lower teach.references_per_prompt, teach.max_new_tokens or data.max_chars; or extensions: false",
         )
+
+
+def _structured(structure: Structure) -> dict[str, Any]:
+    """What a request says of the answer's structure: vLLM's own words where OpenAI's protocol has none."""
+    if structure.json_schema is None:
+        return {"structured_outputs": structure.model_dump(exclude_none=True)}
+    schema = {"name": "completion", "schema": structure.json_schema, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def read_key(config: OpenAIConfig) -> str | None:

@@ -7,13 +7,16 @@ the batch, and its n drafts are n query positions of that row: each sees the pro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.configs.adapters import merged
 from tutelage.configs.models import load_model
 from tutelage.teachers.engines.attention import use_stacked_attention
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
+from tutelage.teachers.engines.structure import Structured
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +30,16 @@ class TransformersEngine:
     Args:
         folder: The model's folder.
         batch_rows: Texts decoded together.
+        adapter: A LoRA adapter's folder; None: the model as it is.
+
+    Raises:
+        UserError: the adapter does not fit the model.
     """
 
-    def __init__(self, folder: Path, batch_rows: int) -> None:
+    def __init__(self, folder: Path, batch_rows: int, adapter: Path | None = None) -> None:
         self.model, self.tokenizer = load_model(folder, dtype="auto")
+        if adapter is not None:
+            self.model = merged(self.model, adapter)
         use_stacked_attention(self.model)
         self.batch_rows = batch_rows
 
@@ -83,6 +92,15 @@ class TransformersEngine:
                 on_progress(len(texts))
         return out
 
+    @functools.cached_property
+    def _structures(self) -> Any:
+        """The tokenizer as llguidance knows it, which takes it a second."""
+        from llguidance.hf import from_tokenizer
+
+        tokenizer: Any = self.tokenizer
+        size = self.model.config.get_text_config().vocab_size
+        return from_tokenizer(tokenizer, size, sorted(end_tokens(self.model, self.tokenizer)))
+
     def _sample(
         self, prompts: list[list[int]], n: int, sampling: Sampling, generator: torch.Generator
     ) -> list[Generation]:
@@ -112,10 +130,14 @@ class TransformersEngine:
         finished, counts = [False] * len(tokens), [0] * len(tokens)
         alive = list(range(len(prompts)))  # which prompt each row of the batch is
         ends = end_tokens(self.model, self.tokenizer)
+        structured = sampling.structure and Structured(sampling.structure, self._structures, len(tokens))
         window = len(sampling.stop.encode())  # a token is at least one byte of the stop string
         for step in range(sampling.max_new_tokens):
-            drawn = _draw(logits.float(), sampling, generator)  # (len(alive) * n,)
             texts = [prompt * n + j for prompt in alive for j in range(n)]
+            logits = logits.float()
+            if structured:
+                logits = structured.masked(logits, [None if finished[text] else text for text in texts])
+            drawn = _draw(logits, sampling, generator)  # (len(alive) * n,)
             for text, token in zip(texts, drawn.tolist(), strict=True):
                 if finished[text]:
                     continue
@@ -125,6 +147,8 @@ class TransformersEngine:
                 else:
                     tokens[text].append(token)
                     finished[text] = sampling.stop in self.tokenizer.decode(tokens[text][-window:])
+                    if structured and structured.take(text, token):
+                        finished[text] = True
             going = [i for i, prompt in enumerate(alive) if not all(finished[prompt * n : (prompt + 1) * n])]
             if not going or step == sampling.max_new_tokens - 1:
                 break

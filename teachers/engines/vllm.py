@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.configs.adapters import WEIGHTS, rank_of
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.models import best_dtype, load_tokenizer
 from tutelage.configs.schema import VllmConfig
+from tutelage.configs.store import file_digest
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
 from tutelage.teachers.engines.rows import shared_rows
 
@@ -67,13 +69,16 @@ class VllmEngine:
     Args:
         folder: The model's folder.
         config: The recipe's.
+        adapter: A LoRA adapter's folder; None: the model as it is.
+        rank: Its number among `config.data_parallel_size` of them.
 
     Raises:
         UserError: there is no environment with vLLM.
     """
 
-    def __init__(self, folder: Path, config: VllmConfig) -> None:
+    def __init__(self, folder: Path, config: VllmConfig, adapter: Path | None = None, rank: int = 0) -> None:
         self.folder, self.config, self.python = folder, config, vllm_python()
+        self.adapter, self.rank = adapter, rank
         self.tokenizer = load_tokenizer(folder)
         self._worker: subprocess.Popen[bytes] | None = None
         self._private: dict[str, Any] | None = None
@@ -102,11 +107,22 @@ class VllmEngine:
         Raises:
             UserError: vLLM could not be started, or died; a prompt and its draft are too long.
         """
+        return self.write(prompts, prompt_seeds(seed, len(prompts)), n, sampling, on_progress)
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        n: int,
+        sampling: Sampling,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:
+        """The same with a seed for each prompt."""
         if not prompts:
             return []
         request = {
             "prompts": list(prompts),
-            "seeds": [random.Random(f"{seed}/{i}").getrandbits(48) for i in range(len(prompts))],
+            "seeds": list(seeds),
             "sampling": {
                 "n": n,
                 "max_tokens": sampling.max_new_tokens,
@@ -115,6 +131,7 @@ class VllmEngine:
                 "top_k": sampling.top_k,
                 "stop": [sampling.stop],
             },
+            "structure": sampling.structure and sampling.structure.model_dump(exclude_none=True),
         }
         with self.at_work() as (send, receive):
             send(request)
@@ -134,6 +151,13 @@ class VllmEngine:
     def most_read(self, prompt: str, n: int) -> int:
         """See `Engine.most_read`."""
         return len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+    def end(self) -> None:
+        """End the process while another thread waits for it, which then hears so and closes."""
+        worker = self._worker
+        if worker is not None and worker.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the process and all that it began. The next text begins another."""
@@ -177,8 +201,9 @@ class VllmEngine:
             env=self._environment(),
             start_new_session=True,  # one group to end, and Ctrl-C is not for it
         )
-        self._send(worker, {"llm": self._settings(), "private": private})
-        answer = self._receive(worker, time.monotonic() + self.config.start_timeout_s)
+        self._send(worker, {"llm": self._settings(), "private": private, "adapter": self._adapter()})
+        limit = self.config.start_timeout_s
+        answer = self._receive(worker, limit, f"vLLM was not ready after {limit} s", "start_timeout_s")
         if "failed" in answer:
             why = " ".join(str(answer["why"]).split())[:_SHOWN_CHARS]
             raise UserError(
@@ -194,9 +219,12 @@ class VllmEngine:
 
         Raises:
             PrivacyError: rows that are drawn for together were not together.
-            UserError: vLLM failed or died.
+            UserError: vLLM failed, died or hangs.
         """
-        answer = self._receive(worker)
+        limit = self.config.timeout_s
+        silent = f"vLLM was silent for {limit} s while it wrote"
+        while "alive" in (answer := self._receive(worker, limit, silent, "timeout_s")):
+            pass
         if answer.get("failed") == "Torn":
             raise PrivacyError(
                 "vLLM did not keep the rows of a batch together: what was being written has not been released"
@@ -207,6 +235,13 @@ class VllmEngine:
                 remedy="TUTELAGE_SHOW_MESSAGES=1 shows what it prints, which may quote private text",
             )  # fmt: skip
         return answer
+
+    def _adapter(self) -> dict[str, Any] | None:
+        if self.adapter is None:
+            return None
+        # vLLM may give what it has kept under a name
+        name = file_digest(self.adapter / WEIGHTS)
+        return {"name": name, "path": str(self.adapter.resolve()), "rank": rank_of(self.adapter)}
 
     def _settings(self) -> dict[str, Any]:
         config = self.config
@@ -222,8 +257,14 @@ class VllmEngine:
         }
 
     def _environment(self) -> dict[str, str]:
+        gpus = {}
+        if self.config.data_parallel_size > 1:
+            each, named = self.config.tensor_parallel_size, os.environ.get("CUDA_VISIBLE_DEVICES")
+            every = named.split(",") if named else [str(i) for i in range(each * self.config.data_parallel_size)]
+            gpus["CUDA_VISIBLE_DEVICES"] = ",".join(every[self.rank * each :][:each])
         return {
             **os.environ,
+            **gpus,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -241,24 +282,25 @@ class VllmEngine:
         except BrokenPipeError:
             raise self._died(worker) from None
 
-    def _receive(self, worker: subprocess.Popen[bytes], until: float | None = None) -> dict[str, Any]:
-        """The next message; `until`: on the monotonic clock.
+    def _receive(self, worker: subprocess.Popen[bytes], limit_s: float, late: str, key: str) -> dict[str, Any]:
+        """The next message, within a time; `late`: what is said where it takes longer; `key`: what would allow it.
 
         Raises:
             UserError: the process has ended, or it took too long.
         """
         assert worker.stdout is not None
+        until = time.monotonic() + limit_s
         pipe, data, wanted = worker.stdout.fileno(), bytearray(), _LENGTH.size
         while len(data) < wanted:
             ready, _, _ = select.select([pipe], [], [], _LOOK_S)
             if not ready and _has_ended(worker):  # and something that it began holds the pipe open
                 raise self._died(worker)
-            if not ready and (until is None or time.monotonic() < until):
+            if not ready and time.monotonic() < until:
                 continue
             if not ready:
                 raise UserError(
-                    f"vLLM was not ready after {self.config.start_timeout_s} s", key="teach.engine",
-                    remedy="raise teach.engine.start_timeout_s; TUTELAGE_SHOW_MESSAGES=1 shows what it does",
+                    late, key="teach.engine",
+                    remedy=f"raise teach.engine.{key}; TUTELAGE_SHOW_MESSAGES=1 shows what it does",
                 )  # fmt: skip
             part = os.read(pipe, min(_READ_BYTES, wanted - len(data)))
             if not part:
@@ -279,6 +321,11 @@ class VllmEngine:
             f"the process with vLLM ended ({how})", key="teach.engine",
             remedy="if it was out of memory, lower teach.engine.kv_cache_gib, gpu_memory_utilization or max_model_len",
         )  # fmt: skip
+
+
+def prompt_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each of so many prompts."""
+    return [random.Random(f"{seed}/{i}").getrandbits(48) for i in range(count)]
 
 
 def _serves(begun: dict[str, Any] | None, private: dict[str, Any] | None) -> bool:

@@ -273,11 +273,12 @@ def write(
         if decoding.running:
             for key in decoding.step():
                 yield {"written": key, "texts": decoding.leave(key)}
+            yield {"alive": True}
     yield {"done": True}
 
 
-def shift(llm: Any, request: dict[str, Any], modules: Any) -> dict[str, Any]:
-    """How far each record of the one batch in the request moves a score: see `PrivateDecoder.shift`."""
+def shift(llm: Any, request: dict[str, Any], modules: Any) -> Iterator[dict[str, Any]]:
+    """Answer how far each record of the one batch in the request moves a score: see `PrivateDecoder.shift`."""
     whole: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     moved: list[float] = []
 
@@ -297,23 +298,25 @@ def shift(llm: Any, request: dict[str, Any], modules: Any) -> dict[str, Any]:
 
     decoding = Decoding(llm, request, modules, first)
     if refused := _refused(decoding):
-        return refused
+        yield refused
+        return
     members, room = request["members"], min(decoding.slots(), decoding.readable())
     held = [place for place, member in enumerate(members) if member is not None]
     variants = [[*members[:place], None, *members[place + 1 :]] for place in held]
-    _to_the_end(decoding, [members])
+    yield from _to_the_end(decoding, [members])
     decoding._draw = again
     for start in range(0, len(variants), room):
-        _to_the_end(decoding, variants[start : start + room])
-    return {"moved": moved}
+        yield from _to_the_end(decoding, variants[start : start + room])
+    yield {"moved": moved}
 
 
-def _to_the_end(decoding: Decoding, batches: Sequence[list[tuple[int, str] | None]]) -> None:
+def _to_the_end(decoding: Decoding, batches: Sequence[list[tuple[int, str] | None]]) -> Iterator[dict[str, Any]]:
     for key, members in enumerate(batches):
         decoding.admit(key, members)
     while decoding.running:
         for key in decoding.step():
             decoding.leave(key)
+        yield {"alive": True}
 
 
 def _refused(decoding: Decoding) -> dict[str, Any] | None:

@@ -2,9 +2,11 @@
 
 It needs nothing but the standard library and vLLM. A message is its length in bytes (4, big endian), then JSON.
 
-    in:  {"llm": {...}, "private": null}                         once: the arguments of vLLM's LLM
+    in:  {"llm": {...}, "private": null, "adapter": null}        once: the arguments of vLLM's LLM
+         adapter: {"name", "path", "rank"} of a LoRA adapter that writes all texts
     out: {"ready": {"max_model_len": 2048}} or {"failed": TYPE, "why": MESSAGE}
-    in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}}  the arguments of SamplingParams
+    in:  {"prompts": [TEXT], "seeds": [INT], "sampling": {...}, "structure": {...}}
+         sampling: the arguments of SamplingParams; structure: `json_schema`, `choice` or `regex`, or null
     out: {"done": COUNT} any number of times, then {"texts": [[[TEXT, FINISHED]]]}, {"too_long": [TOKENS, LIMIT]} or
          {"failed": TYPE}: what went wrong may quote a prompt by now, so no more is said
 
@@ -15,6 +17,8 @@ For private prediction (vllm_private_worker.py) it begins with `private` being {
     out: {"room": COUNT}, or {"written": BATCH, "texts": [[TEXT, FINISHED]]}, or {"done": true} after the last;
          {"moved": [LOGITS]} for a shift; {"too_long"} as above, {"no_room": TOKENS}
     in:  {"batches": [[BATCH, [[TEXT NUMBER, TAIL] or null]]]}   after `room`: as many, or fewer if there are no more
+
+Between all these it says {"alive": true} after every step.
 
 It ends with its whole process group as soon as its input ends, so also if its parent was killed.
 """
@@ -33,7 +37,7 @@ import time
 import traceback
 import types
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 _LENGTH = struct.Struct(">I")
 
@@ -74,7 +78,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # not for vLLM's own children
     try:
         start = requests.get()
-        llm, modules = _load(start["llm"], start["private"])
+        llm, modules, adapter = _load(start["llm"], start["private"], start["adapter"])
     except BaseException as error:  # no private text has been read yet
         traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
@@ -87,19 +91,22 @@ def main() -> None:
         request = requests.get()
         try:
             if "shift" in request:
-                send(answers, modules.private.shift(llm, request["shift"], modules))
+                for answer in modules.private.shift(llm, request["shift"], modules):
+                    send(answers, answer)
             elif "write" in request:
                 for answer in modules.private.write(llm, request["write"], modules, requests.get):
                     send(answers, answer)
             else:
-                send(answers, _answer(llm, request, answers))
+                send(answers, _answer(llm, request, answers, adapter))
         except BaseException as error:
             traceback.print_exc()  # nobody sees it, unless it was asked for: it may quote a prompt
             send(answers, {"failed": type(error).__name__})
             _end()
 
 
-def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any, Any]:
+def _load(
+    settings: dict[str, Any], private: dict[str, Any] | None, adapter: dict[str, Any] | None
+) -> tuple[Any, Any, Any]:
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
@@ -117,10 +124,21 @@ def _load(settings: dict[str, Any], private: dict[str, Any] | None) -> tuple[Any
         settings["enforce_eager"] = here
     if here:  # there a prompt that is read in parts fails if it has a seed: "CPU Generator does not use offset"
         settings["enable_chunked_prefill"] = False
-    llm = LLM(**settings, disable_log_stats=True)
+    lora = None
+    if adapter:
+        from vllm.config.lora import MaxLoRARanks
+        from vllm.lora.request import LoRARequest
+
+        rank = min(one for one in get_args(MaxLoRARanks) if one >= adapter["rank"])
+        settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        lora = LoRARequest(adapter["name"], 1, adapter["path"])
+    # as the other engines: the same grammars, and JSON without white space, of which a small model writes no end
+    structures = {"backend": "guidance", "disable_any_whitespace": True}
+    llm = LLM(**settings, structured_outputs_config=structures, disable_log_stats=True)
     # What vLLM takes and then cannot run, it cannot run now, while it may still say why.
-    llm.generate([{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, seed=0), use_tqdm=False)
-    return llm, modules
+    few = SamplingParams(max_tokens=1, seed=0)
+    llm.generate([{"prompt_token_ids": [0]}], few, use_tqdm=False, lora_request=lora)
+    return llm, modules, lora
 
 
 def _module(name: str, folder: Path) -> Any:
@@ -133,9 +151,9 @@ def _module(name: str, folder: Path) -> Any:
     return module
 
 
-def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, Any]:
+def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO, adapter: Any) -> dict[str, Any]:
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     tokenizer = llm.get_tokenizer()
     prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in request["prompts"]]
@@ -143,18 +161,23 @@ def _answer(llm: Any, request: dict[str, Any], answers: BinaryIO) -> dict[str, A
     if longest > llm.model_config.max_model_len:
         return {"too_long": [longest, llm.model_config.max_model_len]}
     engine, n = llm.llm_engine, request["sampling"]["n"]
+    structured = {kind.removesuffix("_schema"): one for kind, one in (request["structure"] or {}).items()}
     for i, (ids, seed) in enumerate(zip(prompts, request["seeds"], strict=True)):
         # of n texts vLLM gives the j-th the seed + j
-        settings = SamplingParams(**request["sampling"], seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
-        engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
+        settings = SamplingParams(
+            **request["sampling"],
+            seed=seed,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(**structured) if structured else None,
+        )
+        engine.add_request(str(i), {"prompt_token_ids": ids}, settings, lora_request=adapter)
     texts: list[list[tuple[str, bool, int]]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
         done = [output for output in engine.step() if output.finished]
         for output in done:
             found = [(one.text, one.finish_reason == "stop", len(one.token_ids)) for one in output.outputs]
             texts[int(output.request_id)] = found
-        if done:
-            send(answers, {"done": n * len(done)})
+        send(answers, {"done": n * len(done)} if done else {"alive": True})
     llm.reset_prefix_cache()  # what one silo's prompts left is nothing for another's
     return {"texts": texts}
 
