@@ -93,7 +93,7 @@ def main(path: Path, rows: int) -> None:
     with _timed("vault", seconds):
         records = read_records(write_records(path.parent / "vault" / "records.jsonl", records))
     with _timed("references", seconds):
-        examples._typicality(records, TASK)
+        examples.typicality(records, TASK)
         examples._slots(records, TASK, TeachConfig(), {}, "silo", 1, random.Random(0))
     drafts = [record.text + " and more" for record in records[:100]]
     with _timed("index", seconds):
