@@ -105,18 +105,14 @@ def _trl(rows: list[Row], losses: list[float]) -> float:
 
     disable_progress_bars()
     with train._repeatable(0):
-        trainer = _trainer(rows)
-    order = [row for batch in trainer._batches(0) for row in batch]
-    model, tokenizer = trainer.model, _tokenizer()
+        own = _trainer(rows)
+    order = [row for batch in own._batches(0) for row in batch]
+    model, tokenizer = own.model, _tokenizer()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         settings = SFTConfig(
             output_dir=folder,
             per_device_train_batch_size=CONFIG.batch_rows,
             num_train_epochs=CONFIG.epochs,
-            learning_rate=CONFIG.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=CONFIG.warmup_share,  # below 1: a share
-            weight_decay=CONFIG.weight_decay,
             max_grad_norm=1.0,
             max_length=CONFIG.max_tokens,
             completion_only_loss=True,
@@ -141,6 +137,7 @@ def _trl(rows: list[Row], losses: list[float]) -> float:
                 }
             ),
             processing_class=tokenizer,
+            optimizers=(own.optimizer, own.schedule),  # the same steps: TRL's own first step of a warm-up is none
         )
         started = time.perf_counter()
         result = trainer.train()
