@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -305,13 +306,10 @@ def test_workers_killed_a_few_times(wide_model: Path, mark: str) -> None:
 
 
 @with_vllm
-def test_parents_killed_fifty_times(wide_model: Path, mark: str) -> None:
-    kill_parents(wide_model, mark, 50)
-
-
-@with_vllm
-def test_workers_killed_fifty_times(wide_model: Path, mark: str) -> None:
-    kill_workers(wide_model, mark, 50)
+@pytest.mark.parametrize("kill", [kill_parents, kill_workers])
+def test_half_of_fifty_kills(wide_model: Path, mark: str, kill: Callable[[Path, str, int], None]) -> None:
+    """Of parents, or of the process with vLLM: together fifty."""
+    kill(wide_model, mark, 25)
 
 
 def failure_of_length(engine: VllmEngine) -> UserError:
