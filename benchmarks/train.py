@@ -30,7 +30,7 @@ from tutelage.privacy.mail import load_mails
 from tutelage.students import chat, train
 from tutelage.students.loop import Row, Trainer
 
-ROWS, ROUNDS = 16, 1
+ROWS, ROUNDS = 16, 3
 CONFIG = StudentConfig(epochs=1, batch_rows=8, heldback_share=0.0, dtype="float32", checkpoint_every_steps=10**6)
 KINDS = {
     "label": "Decide whether an e-mail is spam or ham. Answer with one word: spam or ham.",
