@@ -354,6 +354,19 @@ def test_of_several_teachers_none_may_be_a_server_and_a_silos_own_takes_the_plac
     assert own.staff[0].engine.kind == "openai"
 
 
+def test_only_the_silo_itself_can_say_that_an_adapter_is_public(made: Path) -> None:
+    adapter = made.parent / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    (adapter / "adapter_model.safetensors").touch()
+    asked = load_recipe(made, (f"teach.adapter={adapter}", "teach.adapter_is_public=true"))
+    with pytest.raises(UserError, match="no ε covers what that was tuned on"):
+        agreed(Silo.open(made.parent / "north"), asked)
+    settings = made.parent / "north" / "silo.yaml"
+    settings.write_text(settings.read_text() + "adapter_is_public: true\n")
+    assert agreed(Silo.open(made.parent / "north"), asked).teach.adapter == str(adapter)
+
+
 def test_a_silo_whose_keys_a_recipe_does_not_know_refuses(made: Path) -> None:
     other = create(
         made.parent / "other", "north", str(made.parent / "exchange"), "0" * 64, made.parent / "north.jsonl", 4.0

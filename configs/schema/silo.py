@@ -39,6 +39,9 @@ class SiloConfig(Section):
     """The teacher, where it lies elsewhere here than the recipe says: a local folder, or another name of it."""
     adapter: str | None = None
     """The same of `teach.adapter`. None: as the recipe says."""
+    adapter_is_public: bool = False
+    """Whether the adapters that its teachers get here were tuned on text that is no secret of this silo's. No ε
+    accounts for that, so a recipe that promises one gets none of them where this is false, whatever it says itself."""
     engine: EngineConfig | None = None
     """What the teacher runs on here, whatever the recipe says. None: as the recipe says, but never on a server: no
     recipe from elsewhere has a say in where this silo's records are sent."""

@@ -148,6 +148,9 @@ def _teach(silo: Silo, recipe: Recipe) -> TeachConfig:
         check_model(one.model)
         if one.adapter:
             check_adapter(one.adapter, one.model)
+            if recipe.formal and not config.adapter_is_public:
+                found = "promises an ε and gives teachers an adapter, and no ε covers what that was tuned on"
+                raise _more(silo, found, "adapter_is_public", "true here, if it was tuned on no secret of this silo's")
         if config.engine is None and isinstance(one.engine, OpenAIConfig):
             found = "has teachers ask a server, which would see this silo's records"
             raise _more(silo, found, "engine", "name it here")
