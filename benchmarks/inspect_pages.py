@@ -20,9 +20,10 @@ from statistics import median
 import numpy as np
 from fastapi.testclient import TestClient
 
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.models import fetch_mail
 from tutelage.configs.records import Lesson
-from tutelage.configs.store import canonical_json, write_atomic, write_jsonl
+from tutelage.configs.store import canonical_json, write_atomic
 from tutelage.flows.inspector.app import Inspector, make_app
 from tutelage.flows.inspector.measures import Computing, Measures, plane
 from tutelage.flows.inspector.released import read_released

@@ -8,7 +8,7 @@ what a run does with every row of a silo:
     deal        near-duplicates, test set, non-members, silos (privacy/partition.py)
     vault       write the silo's records, and read them back
     references  the classifier of typical drafts, and the draw of every prompt's references (teachers/examples.py)
-    index       the words of all records, to find what a draft copies, and 100 drafts measured (privacy/overlap.py)
+    overlap     what 100 drafts copy of all records (privacy/overlap.py)
 
 Two things that a screened run does besides are models at work on one row at a time, so they are timed on 200 rows: the
 scrubber, and the embeddings. The exponent b of time ~ rows^b is that between the two largest numbers of rows.
@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import Figure, figure, say
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.models import fetch_mail
 from tutelage.configs.schema import ClassificationTask, DataConfig, ScreenConfig, TeachConfig
-from tutelage.configs.store import write_jsonl
 from tutelage.privacy.mail import load_mails
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.overlap import Corpus
 from tutelage.privacy.partition import partition
 from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.similarity import embed
@@ -56,7 +56,7 @@ def measure(full: bool) -> list[Figure]:
         path = Path(folder) / "rows.jsonl"
         for size in sizes:
             say(f"{size:,} rows")
-            write_jsonl(path, list(made_up(size)))
+            write_jsonl(path, made_up(size))
             command = [sys.executable, "-m", "benchmarks.rows", str(path), str(size)]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             found[size] = json.loads(told.splitlines()[-1])
@@ -85,23 +85,26 @@ def main(path: Path, rows: int) -> None:
     data = DataConfig.model_validate(
         {"records": {"source": "files", "path": str(path)}, "silos": 1, "test_records": 100, "nonmember_records": 100}
     )
+    vault = path.parent / "vault"
     with _timed("load", seconds):
-        loaded = load_records(data, TASK, fetch_mail)
+        loaded = load_records(data, TASK, fetch_mail, vault / "spool.jsonl")
     with _timed("deal", seconds):
         [(_, records)] = partition(loaded, data, TASK, 0, 1).silos.items()
     del loaded
     with _timed("vault", seconds):
-        records = read_records(write_records(path.parent / "vault" / "records.jsonl", records))
+        written = read_records(write_records(vault / "records.jsonl", records))
+        assert sum(1 for _ in written) == len(records)
+    del records
     with _timed("references", seconds):
-        examples.typicality(records, TASK)
-        examples._slots(records, TASK, TeachConfig(), {}, "silo", 1, random.Random(0))
-    drafts = [record.text + " and more" for record in records[:100]]
-    with _timed("index", seconds):
-        OverlapIndex(records, public_completions=frozenset(TASK.labels)).copying(drafts)
+        examples.typicality(written, TASK)
+        examples._slots(written, TASK, TeachConfig(), {}, "silo", 1, random.Random(0))
+    drafts = [record.text + " and more" for record in written[:100]]
+    with _timed("overlap", seconds):
+        Corpus(written, public_completions=frozenset(TASK.labels)).copying(drafts)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     alone: dict[str, float] = {}
     if rows == SIZES[0]:
-        texts = [record.text for record in records[:ALONE]]
+        texts = [record.text for record in written[:ALONE]]
         screen = ScreenConfig()
         scrubber = Scrubber(screen.entities, screen.pii_score)
         for name, work in {"scrubber": scrubber.scrub_many, "embeddings": embed}.items():

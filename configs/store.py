@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> Path:
-    """Write a file so that readers see either the old content or the whole new one, also after a crash."""
+def write_atomic(path: Path, data: bytes | str | Iterable[str], *, mode: int | None = None) -> Path:
+    """Write a file so that readers see either the old content or the whole new one, also after a crash.
+
+    `data` may be given in parts, which are written as they come.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
+            for part in (data,) if isinstance(data, bytes | str) else data:
+                stream.write(part.encode() if isinstance(part, str) else part)
             stream.flush()
             os.fsync(stream.fileno())
         if mode is not None:
@@ -68,38 +72,6 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int | None = None) -> P
 def disk_is_full(error: BaseException) -> bool:
     """Whether that is what the error says."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Atomically write one JSON object per line."""
-    return write_atomic(path, "".join(canonical_json(row) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read back what `write_jsonl` wrote. (Users' files are read by privacy/sources.py, which checks each value.)
-
-    Raises:
-        UserError: the file is missing or damaged; its content is not quoted.
-    """
-    try:
-        # Split at line feeds only: str.splitlines would also cut at U+2028 inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError("there is no such file", file=path, remedy="run the stage that writes it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"byte {error.start} is not UTF-8", file=path, remedy="restore the file") from None
-    if not lines[-1]:
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError("this line is not a JSON object", file=path, row=number, remedy="restore the file")
-        rows.append(row)
-    return rows
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from tutelage.privacy.attacks import contamination, suite
 from tutelage.privacy.attacks.base import Controls, Released, Settings
 from tutelage.privacy.attacks.membership import whole_text
 from tutelage.privacy.attacks.suite import Surface
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.overlap import Corpus
 from tutelage.privacy.pii.check import check
 from tutelage.privacy.stats import point_metric
 from tutelage.privacy.vault import PrivateRecord, read_records
@@ -139,9 +139,9 @@ def contaminated(run: Run, round: int) -> Done:
     if not lessons:
         return [], {"seen": None}
     held = [PrivateRecord(one.id, one.prompt, one.completion) for one in lessons]
-    index = OverlapIndex(held, public_completions=labels(run.recipe))
+    corpus = Corpus(held, public_completions=labels(run.recipe))
     test = [one.text for one in read_records(layout.evaluation_path(run, "test"))]
-    return [], {"seen": contamination.seen(index, test)}
+    return [], {"seen": contamination.seen(corpus, test)}
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.ledger import Allowance, Internal, Reservation
 from tutelage.privacy.ledgers import Ledgers
 from tutelage.privacy.similarity import embed
-from tutelage.privacy.units import Unit, by_owner, by_record
+from tutelage.privacy.units import Units, by_owner, by_record
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.teachers import aggregate as aggregation
 from tutelage.teachers import evolution, private
@@ -312,7 +312,7 @@ def _count(choices: Sequence[int | None], bins: int, rho: float, allowance: Allo
     return NoisyHistogram.calibrated(rho).release(choices, bins, allowance)
 
 
-def _counts(units: Sequence[Unit], labels: Sequence[str]) -> list[int]:
+def _counts(units: Units, labels: Sequence[str]) -> list[int]:
     exact = Counter(unit.one().completion for unit in units)
     return [exact[label] for label in labels]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import operator
 from pathlib import Path
 
 import numpy as np
 
+from tutelage.configs.jsonl import Rows
 from tutelage.configs.records import Certificate, Lesson, RoundReport
 from tutelage.flows.stage import Run
 from tutelage.privacy import certificate, review
@@ -17,9 +19,14 @@ from tutelage.privacy.release import LessonSet
 from tutelage.privacy.vault import PrivateRecord, read_records
 
 
-def records(run: Run, silo: str) -> list[PrivateRecord]:
+def records(run: Run, silo: str) -> Rows[PrivateRecord]:
     """A silo's private records."""
     return read_records(records_path(run, silo))
+
+
+def spool_path(run: Run) -> Path:
+    """A user's records while they are dealt out."""
+    return run.dir.vault / "spool.jsonl"
 
 
 def records_path(run: Run, silo: str) -> Path:
@@ -28,12 +35,21 @@ def records_path(run: Run, silo: str) -> Path:
 
 def embeddings(run: Run, silo: str) -> np.ndarray:
     """(texts, 384): embeddings of the silo's `indexed_texts`."""
-    loaded: np.ndarray = np.load(embeddings_path(run, silo))
+    loaded: np.ndarray = np.load(embeddings_path(run, silo), mmap_mode="r")
     return loaded
 
 
 def embeddings_path(run: Run, silo: str) -> Path:
     return run.dir.silo(silo) / "embeddings.npy"
+
+
+def scrubbed(run: Run, silo: str) -> Rows[str]:
+    """A silo's `indexed_texts`, scrubbed."""
+    return Rows(scrubbed_path(run, silo), operator.itemgetter("text"))
+
+
+def scrubbed_path(run: Run, silo: str) -> Path:
+    return run.dir.silo(silo) / "scrubbed.jsonl"
 
 
 def owners(run: Run, silo: str) -> dict[str, str]:

@@ -9,13 +9,13 @@ no other's; `learn` reads released lessons only.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tutelage.configs.errors import UserError
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.models import fetch_mail
 from tutelage.configs.schema import (
     ClassificationTask,
@@ -26,16 +26,15 @@ from tutelage.configs.schema import (
 from tutelage.configs.store import canonical_json, file_digest, write_atomic
 from tutelage.flows import formal, layout, teaching
 from tutelage.flows.stage import Done, Run, stage
-from tutelage.privacy import canaries, review
+from tutelage.privacy import canaries, overlap, review
 from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.drafts import read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
-from tutelage.privacy.overlap import OverlapIndex, indexed_texts
 from tutelage.privacy.partition import Partition, controls, partition
 from tutelage.privacy.pii import Scrubber
 from tutelage.privacy.preferences import preferences
 from tutelage.privacy.release import release, reviewed
-from tutelage.privacy.similarity import embed
+from tutelage.privacy.similarity import embed_into
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord, read_records, write_records
 from tutelage.teachers import aggregate as aggregation
@@ -52,7 +51,7 @@ def prepare(run: Run) -> Done:
     records already. After it nothing but the student on originals, which is for comparison, reads two silos' records.
     """
     recipe = run.recipe
-    loaded = load_records(recipe.data, recipe.task, fetch_mail)
+    loaded = load_records(recipe.data, recipe.task, fetch_mail, layout.spool_path(run))
     dealt = partition(loaded, recipe.data, recipe.task, recipe.seed, recipe.min_records_per_label)
     # Canaries are put into records of no silo, which are then no controls for the attacks.
     members, nonmembers, carriers = controls(dealt, recipe)
@@ -81,16 +80,20 @@ def prepare(run: Run) -> Done:
     }
 
 
-@stage(version=3)
+@stage(version=4)
 def index(run: Run, silo: str) -> Done:
-    """Embed a silo's records once, where screening, voting or a rule of the gate compares with them."""
-    if not run.recipe.embeds_records:
-        return [], {}
-    texts = indexed_texts(layout.records(run, silo), labels(run.recipe))
-    path = layout.embeddings_path(run, silo)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, embed(texts, alone=_votes_are_counted(run.recipe)))
-    return [path], {}
+    """Scrub and embed a silo's records once, for whatever compares lessons with them."""
+    recipe, records, files = run.recipe, layout.records(run, silo), []
+    texts = functools.partial(overlap.indexed_texts, records, labels(recipe))
+    if not (recipe.formal and recipe.federation):  # there no figure of overlap is taken
+        scrubbed = overlap.scrub(texts(), scrubber(recipe.screen))
+        files.append(write_jsonl(layout.scrubbed_path(run, silo), ({"text": text} for text in scrubbed)))
+    if recipe.embeds_records:  # screening, voting or a rule of the gate
+        path = layout.embeddings_path(run, silo)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        embed_into(path, texts(), sum(1 for _ in texts()), alone=_votes_are_counted(recipe))
+        files.append(path)
+    return files, {}
 
 
 # ---- teach, screen, aggregate -----------------------------------------------------------------------------------
@@ -135,6 +138,7 @@ def screen(run: Run, round: int, silo: str) -> Done:
         scrubber=scrubber(config),
         public_completions=labels(run.recipe),
         embeddings=None if run.recipe.formal else layout.embeddings(run, silo),
+        scrubbed=None if run.recipe.formal else layout.scrubbed(run, silo),
         structure=run.recipe.structure,
     )
     path = released.lessons.save(layout.released_path(run, round, silo))
@@ -210,20 +214,21 @@ def audit_silo(run: Run, round: int, silo: str) -> Done:
     """How much the released set, and the evaluation set, overlap with one silo's records. Aggregates, and internal."""
     recipe = run.recipe
     formal.note_internal(run, silo, "overlap_audit", round)
-    index = OverlapIndex(
+    corpus = overlap.Corpus(
         layout.records(run, silo),
         ngram=recipe.screen.ngram,
         scrubber=scrubber(recipe.screen),
         public_completions=labels(recipe),
         embeddings=layout.embeddings(run, silo) if recipe.embeds_records else None,
+        scrubbed=layout.scrubbed(run, silo),
     )
     edited = {lesson.id: lesson for lesson in layout.taught(run, round) if lesson.silo == review.SILO}
     texts = [lesson.prompt for lesson in [*layout.all_lessons(run, round), *edited.values()]]
-    overlaps = index.measure(texts, meaning=recipe.embeds_records)
+    overlaps = corpus.measure(texts, meaning=recipe.embeds_records)
     facts: dict[str, Any] = {"overlap": overlap_audit.summarise(overlaps)}
     here = layout.evaluation_path(run, "test")
     if here.exists():  # a silo that is elsewhere doesn't get it
-        facts["test_seen"] = contamination.seen(index, [one.text for one in read_records(here)])
+        facts["test_seen"] = contamination.seen(corpus, [one.text for one in read_records(here)])
     return [], facts
 
 
@@ -255,7 +260,7 @@ def check_silos(recipe: Recipe, dealt: Partition) -> None:
         raise UserError(str(error), key="teach.route.teachers", remedy=remedy) from None
 
 
-def write_owners(run: Run, silo: str, records: list[PrivateRecord], owner_of: dict[str, str]) -> Path:
+def write_owners(run: Run, silo: str, records: Sequence[PrivateRecord], owner_of: dict[str, str]) -> Path:
     """Write down whose a silo's records are, where the data names owners."""
     # a canary belongs to nobody, so each of its copies is a unit of its own
     owners = {record.id: owner_of.get(record.id, f"\0canary {record.id}") for record in records}

@@ -23,8 +23,9 @@ from tutelage.privacy import custody, gate
 from tutelage.privacy.attacks import contamination, overlap_audit
 from tutelage.privacy.attacks.suite import SURFACES
 from tutelage.privacy.drafts import read_drafts
+from tutelage.privacy.partition import matched
 from tutelage.privacy.release import LessonSet, cleaned
-from tutelage.privacy.vault import PrivateRecord, read_records
+from tutelage.privacy.vault import Joined, PrivateRecord, read_records
 from tutelage.students import evaluate, neutral, publish, score, train
 from tutelage.students.compare import Comparison, balanced, few_shot
 from tutelage.teachers import aggregate as aggregation
@@ -283,13 +284,10 @@ def _compared(
 
 def _originals(run: Run, lessons: LessonSet) -> list[PrivateRecord]:
     """As many original records per class as there are lessons, drawn over all silos. For the upper line only."""
-    pool = [record for silo in run.silos for record in layout.records(run, silo)]
-    pool = random.Random(f"{run.recipe.seed}/originals").sample(pool, len(pool))
-    wanted = Counter(aggregation.class_of(lesson.completion, run.recipe.task) for lesson in lessons)
-    chosen: list[PrivateRecord] = []
-    for name, count in wanted.items():
-        chosen += [one for one in pool if aggregation.class_of(one.completion, run.recipe.task) == name][:count]
-    return chosen
+    pool, task = Joined([layout.records(run, silo) for silo in run.silos]), run.recipe.task
+    order = random.Random(f"{run.recipe.seed}/originals").sample(range(len(pool)), len(pool))
+    wanted = Counter(aggregation.class_of(lesson.completion, task) for lesson in lessons)
+    return matched(pool, order, wanted, lambda one: aggregation.class_of(one.completion, task))
 
 
 def _next_topics(run: Run, round: int, student: Any, tokenizer: Any, instruction: str) -> dict[str, float]:

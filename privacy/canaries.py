@@ -15,15 +15,16 @@ from __future__ import annotations
 import random
 import re
 import secrets
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.jsonl import read_jsonl, write_jsonl
 from tutelage.configs.schema import AttackConfig, Task
-from tutelage.configs.store import read_jsonl, write_jsonl
-from tutelage.privacy.vault import PrivateRecord, inside_vault
+from tutelage.privacy.vault import Chosen, PrivateRecord, inside_vault
 
 _THINGS = (
     "basket", "blanket", "bottle", "bucket", "candle", "carpet", "compass", "cushion", "drum", "envelope", "feather",
@@ -145,14 +146,14 @@ class Canary:
 
 
 def plant(
-    silos: dict[str, list[PrivateRecord]],
+    silos: Mapping[str, Sequence[PrivateRecord]],
     carriers: Sequence[PrivateRecord],
     config: AttackConfig,
     task: Task,
     rng: random.Random | None = None,
     *,
     max_chars: int,
-) -> tuple[dict[str, list[PrivateRecord]], list[Canary]]:
+) -> tuple[dict[str, Sequence[PrivateRecord]], list[Canary]]:
     """Make canaries and put the members among their silos' records.
 
     The silos take turns as homes. A canary whose coin says out is planted nowhere and calibrates the attack: its rank
@@ -195,13 +196,18 @@ def plant(
         _make(f"canary-{i}", home, carrier, config.canary_candidates, task, rng, max_chars)
         for i, (home, carrier) in enumerate(zip(homes, chosen, strict=True))
     ]
-    planted = {name: list(records) for name, records in silos.items()}
-    taken = {record.id for records in silos.values() for record in records}
+    rows = {name: array("q", range(len(records))) for name, records in silos.items()}
+    copies: list[tuple[Canary, str]] = []
     for canary in canaries:
         for _ in range(config.canary_copies if canary.member else 0):
-            records = planted[canary.silo]
-            records.insert(rng.randrange(len(records) + 1), canary.record(_fresh_id(taken, rng)))
-    return planted, canaries
+            places = rows[canary.silo]
+            places.insert(rng.randrange(len(places) + 1), len(places))
+            copies.append((canary, _fresh_id(rng)))
+    ids = _told_apart([id for _, id in copies], silos, rng)
+    more: dict[str, list[PrivateRecord]] = {name: [] for name in silos}
+    for (canary, _), id in zip(copies, ids, strict=True):
+        more[canary.silo].append(canary.record(id))
+    return {name: Chosen(records, rows[name], more[name]) for name, records in silos.items()}, canaries
 
 
 def write_canaries(path: Path, canaries: list[Canary]) -> Path:
@@ -280,9 +286,23 @@ def _split(text: str, rng: random.Random) -> tuple[str, str]:
     return text[:end].rstrip(), text[end:].lstrip()
 
 
-def _fresh_id(taken: set[str], rng: random.Random) -> str:
-    """An id that no record has and that doesn't tell a canary from a record."""
-    while (id := f"{rng.getrandbits(64):016x}") in taken:
-        pass
-    taken.add(id)
-    return id
+def _fresh_id(rng: random.Random) -> str:
+    """An id that doesn't tell a canary from a record."""
+    return f"{rng.getrandbits(64):016x}"
+
+
+def _told_apart(ids: list[str], silos: Mapping[str, Sequence[PrivateRecord]], rng: random.Random) -> list[str]:
+    """The ids, with others for those that are there twice or that a record has."""
+    taken: set[str] = set()
+    while True:
+        found = set(ids)
+        met = {record.id for records in silos.values() for record in records if record.id in found}
+        if not met and len(found) == len(ids):
+            return ids
+        taken |= met
+        kept: dict[str, None] = {}
+        for id in ids:
+            while id in taken or id in kept:
+                id = _fresh_id(rng)
+            kept[id] = None
+        ids = list(kept)

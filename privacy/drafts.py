@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from tutelage.configs.errors import PrivacyError, UserError
+from tutelage.configs.jsonl import read_jsonl, write_jsonl
 from tutelage.configs.records import Mechanism
-from tutelage.configs.store import read_jsonl, write_jsonl
 from tutelage.privacy.vault import inside_vault
 
 

@@ -3,29 +3,37 @@
 No near-duplicates lie on two sides of a border, or the test set would measure memory and the attacks would call a
 member's twin a non-member. Where the data names owners, all records of one owner that are used lie in one silo. Apart
 from that grouping and the labels the deal does not look at the texts.
+
+Records are dealt by their numbers: what is held of each is its number, label and group, and not its text.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tutelage.configs.errors import UserError
-from tutelage.configs.schema import ClassificationTask, DataConfig, Recipe, Task
-from tutelage.privacy.similarity import near_duplicate_groups
-from tutelage.privacy.sources import Loaded
-from tutelage.privacy.vault import PrivateRecord
+import numpy as np
 
-Group = list[PrivateRecord]
+from tutelage.configs.errors import UserError
+from tutelage.configs.lazy import Lazy
+from tutelage.configs.schema import ClassificationTask, DataConfig, Recipe, Task
+from tutelage.privacy.near_duplicates import by_appearance, near_duplicate_groups
+from tutelage.privacy.sources import Loaded
+from tutelage.privacy.vault import Chosen, Joined, PrivateRecord
+
+_AT_A_TIME = 4096
+"""Ids that are held at once before they are put together."""
 
 
 @dataclass(frozen=True)
 class Partition:
     """Where every record went."""
 
-    silos: dict[str, list[PrivateRecord]]
+    silos: Mapping[str, Sequence[PrivateRecord]]
     test: list[PrivateRecord]
     nonmembers: list[PrivateRecord]
     twins_unused: int
@@ -52,22 +60,26 @@ def partition(loaded: Loaded, data: DataConfig, task: Task, seed: int, min_per_l
         UserError: too few records for the test set, the non-members, or a silo.
     """
     labels = sorted(task.labels) if isinstance(task, ClassificationTask) else [""]
-    records = sorted(loaded.records, key=lambda record: record.id)
+    order = by_id(loaded.records)
+    records = Chosen(loaded.records, order)
     rng = random.Random(seed)
-    pools = _pools(records, labels, data.near_duplicate_jaccard, rng, loaded.owner_of)
-    test = _draw(pools, data.test_records, "data.test_records", rng)
-    nonmembers = _draw(pools, data.nonmember_records, "data.nonmember_records", rng)
+    groups = _Groups.of(loaded, order, labels, data.near_duplicate_jaccard)
+    pools = groups.pools(rng)
+    test = _draw(groups, pools, data.test_records, "data.test_records", rng)
+    nonmembers = _draw(groups, pools, data.nonmember_records, "data.nonmember_records", rng)
     if loaded.silo_of:
-        full = _named(pools, loaded.silo_of)
+        full = _named(groups, pools, [loaded.silo_of[record.id] for record in records])
     else:
-        full = _deal(pools, [f"silo-{number}" for number in range(data.silos)], rng)
-    silos = {name: _cap(members, labels, data.records_per_silo, rng) for name, members in full.items()}
-    check_labels(silos, task, min_per_label)
+        full = _deal(groups, pools, [f"silo-{number}" for number in range(data.silos)], rng)
+    silos = {name: _cap(groups, members, data.records_per_silo, rng) for name, members in full.items()}
+    for name, members in silos.items():
+        counts = np.bincount(groups.label[members], minlength=len(labels)).tolist()
+        _check_counts(name, dict(zip(labels, counts, strict=True)), min_per_label)
     dealt = sum(map(len, full.values()))
     return Partition(
-        silos=silos,
-        test=test,
-        nonmembers=nonmembers,
+        silos={name: Chosen(loaded.records, (records.rows[row] for row in rows)) for name, rows in silos.items()},
+        test=[records[row] for row in test],
+        nonmembers=[records[row] for row in nonmembers],
         twins_unused=len(records) - len(test) - len(nonmembers) - dealt,
         over_cap=dealt - sum(map(len, silos.values())),
     )
@@ -99,103 +111,172 @@ def controls(
         half = min(len(pool) // 2, -(-recipe.attack.canaries // len(labels)))
         carriers += pool[:half]
         outside += pool[half:][: max(1, recipe.attack.members // len(labels))]
-    pool = sorted((record for records in dealt.silos.values() for record in records), key=lambda record: record.id)
-    rng.shuffle(pool)
-    inside = []
-    for label, count in Counter(_label(record, labels) for record in outside).items():
-        inside += [record for record in pool if _label(record, labels) == label][:count]
+    held = Joined(list(dealt.silos.values()))
+    order = array("q", by_id(held))
+    rng.shuffle(order)
+    inside = matched(held, order, Counter(_label(one, labels) for one in outside), lambda one: _label(one, labels))
     return inside, outside, carriers
 
 
-def _pools(
+def matched(
     records: Sequence[PrivateRecord],
-    labels: Sequence[str],
-    threshold: float,
-    rng: random.Random,
-    owner_of: Mapping[str, str],
-) -> dict[str, list[Group]]:
-    """The groups of near-duplicates and of one owner's records in random order, each under the label most of it has."""
-    groups: dict[int, Group] = defaultdict(list)
-    texts = [r.text if len(labels) > 1 else f"{r.text}\n{r.completion}" for r in records]
-    numbers = near_duplicate_groups(texts, threshold)
-    if owner_of:
-        numbers = _joined(numbers, [owner_of[record.id] for record in records])
-    for record, number in zip(records, numbers, strict=True):
-        groups[number].append(record)
-    pools: dict[str, list[Group]] = {label: [] for label in labels}
-    for group in groups.values():
-        counts = Counter(_label(record, labels) for record in group)
-        pools[max(labels, key=lambda label: counts[label])].append(group)
-    for pool in pools.values():
-        rng.shuffle(pool)
-    return pools
+    order: Iterable[int],
+    wanted: Mapping[str, int],
+    label_of: Callable[[PrivateRecord], str],
+) -> list[PrivateRecord]:
+    """The first records, in some order, of which as many have each label as is wanted, while there are enough.
+
+    Args:
+        records: To choose from; no more of them are read than it takes.
+        order: Their numbers.
+        wanted: Label -> how many.
+        label_of: What counts as a record's label.
+    """
+    found: dict[str, list[PrivateRecord]] = {label: [] for label in wanted}
+    for row in order:
+        if all(len(found[label]) == count for label, count in wanted.items()):
+            break
+        record = records[row]
+        label = label_of(record)
+        if len(found.get(label, ())) < wanted.get(label, 0):
+            found[label].append(record)
+    return [record for some in found.values() for record in some]
 
 
-def _joined(numbers: Sequence[int], owners: Sequence[str]) -> list[int]:
+class _Texts(Lazy[str]):
+    """What of records is compared: the text, and with it the completion where that is no label."""
+
+    def __init__(self, records: Sequence[PrivateRecord], labelled: bool) -> None:
+        self._records, self._labelled = records, labelled
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._text, self._records)
+
+    def _one(self, at: int) -> str:
+        return self._text(self._records[at])
+
+    def _text(self, record: PrivateRecord) -> str:
+        return record.text if self._labelled else f"{record.text}\n{record.completion}"
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Records that must not be parted: near-duplicates of each other, and one owner's. All are numbers."""
+
+    labels: Sequence[str]
+    label: np.ndarray
+    """Record -> number of its label."""
+    members: np.ndarray
+    """All records, group by group."""
+    starts: np.ndarray
+    """Group -> where its records begin in `members`; one more at the end."""
+
+    @classmethod
+    def of(cls, loaded: Loaded, order: np.ndarray, labels: Sequence[str], threshold: float) -> _Groups:
+        """The groups of what was loaded, in another order."""
+        records, number = loaded.records, {label: at for at, label in enumerate(labels)}
+        label = np.fromiter((number[_label(record, labels)] for record in records), dtype=np.int32, count=len(records))
+        group = np.asarray(near_duplicate_groups(_Texts(records, len(labels) > 1), threshold))
+        if loaded.owner_of:
+            group = _joined(group, [loaded.owner_of[record.id] for record in records])
+        group = by_appearance(group[order])
+        return cls(labels, label[order], np.argsort(group, kind="stable"), np.cumsum([0, *np.bincount(group)]))
+
+    def __getitem__(self, group: int) -> np.ndarray:
+        return self.members[self.starts[group] : self.starts[group + 1]]
+
+    def pools(self, rng: random.Random) -> dict[str, array[int]]:
+        """The groups in random order, each under the label that most of it has."""
+        most = self.label[self.members[self.starts[:-1]]]
+        for group in np.flatnonzero(np.diff(self.starts) > 1).tolist():
+            most[group] = np.bincount(self.label[self[group]]).argmax()
+        pools = {label: array("q", np.flatnonzero(most == at)) for at, label in enumerate(self.labels)}
+        for pool in pools.values():
+            rng.shuffle(pool)
+        return pools
+
+
+def by_id(records: Sequence[PrivateRecord]) -> np.ndarray:
+    """The numbers of the records, in the order of their ids: int64 of shape (len(records),)."""
+    ids = (record.id.encode() for record in records)  # UTF-8 sorts as characters do, in a quarter of their memory
+    parts = [np.zeros(0, dtype=np.bytes_)]
+    while part := list(itertools.islice(ids, _AT_A_TIME)):
+        parts.append(np.array(part, dtype=np.bytes_))
+    return np.argsort(np.concatenate(parts), kind="stable")
+
+
+def _joined(numbers: np.ndarray, owners: Sequence[str]) -> np.ndarray:
     """Group numbers such that neither an old group nor an owner's records are in two of them."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     index: dict[str, int] = {}
-    column = [index.setdefault(owner, len(index)) for owner in owners]
-    groups = max(numbers) + 1
-    edges = (list(numbers), [groups + at for at in column])
+    column = np.fromiter((index.setdefault(owner, len(index)) for owner in owners), np.int64, len(owners))
+    groups = int(numbers.max()) + 1
     size = groups + len(index)
-    graph = coo_matrix(([1] * len(column), edges), shape=(size, size))
-    component = connected_components(graph, directed=False)[1]
-    return [int(component[number]) for number in numbers]
+    graph = coo_matrix((np.ones(len(column), dtype=np.int8), (numbers, groups + column)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][numbers])
 
 
 def _label(record: PrivateRecord, labels: Sequence[str]) -> str:
     return record.completion if len(labels) > 1 else ""
 
 
-def _draw(pools: dict[str, list[Group]], n: int, key: str, rng: random.Random) -> list[PrivateRecord]:
+def _draw(groups: _Groups, pools: dict[str, array[int]], n: int, key: str, rng: random.Random) -> list[int]:
     """Take `n` groups out of the pools, as many of every label, and of each one record of that label."""
-    drawn = []
-    for label, quota in zip(pools, _shares([1] * len(pools), n), strict=True):
-        if quota > len(pools[label]):
+    drawn: list[int] = []
+    for (label, pool), quota in zip(pools.items(), _shares([1] * len(pools), n), strict=True):
+        if quota > len(pool):
             raise UserError(
-                f"needs {quota} records{_of(label)} that are no near-duplicates; {len(pools[label])} are left",
+                f"needs {quota} records{_of(label)} that are no near-duplicates; {len(pool)} are left",
                 key=key,
                 remedy=f"lower {key} or bring more records",
             )
-        for group in (pools[label].pop() for _ in range(quota)):
-            drawn.append(rng.choice([record for record in group if _label(record, list(pools)) == label]))
+        number = groups.labels.index(label)
+        for group in (pool.pop() for _ in range(quota)):
+            drawn.append(rng.choice([row for row in groups[group].tolist() if groups.label[row] == number]))
     rng.shuffle(drawn)
     return drawn
 
 
-def _deal(pools: dict[str, list[Group]], names: Sequence[str], rng: random.Random) -> dict[str, Group]:
+def _deal(
+    groups: _Groups, pools: Mapping[str, array[int]], names: Sequence[str], rng: random.Random
+) -> dict[str, array[int]]:
     """Every group to the silo that has fewest of its label; large groups first, so that the small ones even out."""
-    silos: dict[str, Group] = {name: [] for name in names}
+    silos = {name: array("q") for name in names}
     for pool in pools.values():
         dealt = dict.fromkeys(names, 0)
-        for group in sorted(pool, key=len, reverse=True):
+        sizes = np.diff(groups.starts)[pool]
+        for at in np.argsort(-sizes, kind="stable"):
             name = min(names, key=lambda name: (dealt[name], len(silos[name]), rng.random()))
-            silos[name] += group
-            dealt[name] += len(group)
+            silos[name].extend(groups[pool[at]])
+            dealt[name] += int(sizes[at])
     return silos
 
 
-def _named(pools: dict[str, list[Group]], silo_of: dict[str, str]) -> dict[str, Group]:
+def _named(groups: _Groups, pools: Mapping[str, array[int]], silo_of: Sequence[str]) -> dict[str, array[int]]:
     """Every record to its own silo, if that is the one with most of its group."""
-    silos: dict[str, Group] = {name: [] for name in sorted(set(silo_of.values()))}
+    silos = {name: array("q") for name in sorted(set(silo_of))}
     for pool in pools.values():
         for group in pool:
-            counts = Counter(silo_of[record.id] for record in group)
+            rows = groups[group].tolist()
+            counts = Counter(silo_of[row] for row in rows)
             home = max(sorted(counts), key=lambda name: counts[name])
-            silos[home] += [record for record in group if silo_of[record.id] == home]
+            silos[home].extend(row for row in rows if silo_of[row] == home)
     return silos
 
 
-def _cap(members: Group, labels: Sequence[str], cap: int | None, rng: random.Random) -> Group:
+def _cap(groups: _Groups, members: array[int], cap: int | None, rng: random.Random) -> array[int]:
     """At most `cap` of the silo's records, with the silo's mix of labels, in random order."""
-    by_label: dict[str, Group] = {label: [] for label in labels}
-    for record in members:
-        by_label[_label(record, labels)].append(record)
-    quotas = _shares([len(group) for group in by_label.values()], min(cap or len(members), len(members)))
-    kept = [r for group, quota in zip(by_label.values(), quotas, strict=True) for r in rng.sample(group, quota)]
+    rows = np.asarray(members, dtype=np.int64)
+    by_label = [array("q", rows[groups.label[rows] == number]) for number in range(len(groups.labels))]
+    quotas = _shares([len(some) for some in by_label], min(cap or len(members), len(members)))
+    kept = array("q")
+    for some, quota in zip(by_label, quotas, strict=True):
+        kept.extend(rng.sample(some, quota))
     rng.shuffle(kept)
     return kept
 
@@ -219,14 +300,18 @@ def check_labels(silos: Mapping[str, Sequence[PrivateRecord]], task: Task, min_p
     labels = sorted(task.labels) if isinstance(task, ClassificationTask) else [""]
     for name, members in silos.items():
         counts = Counter(_label(record, labels) for record in members)
-        for label in labels:
-            if counts[label] < min_per_label:
-                raise UserError(
-                    f"silo {name} has {counts[label]} records{_of(label)}, needs {min_per_label}",
-                    key="data.silos",
-                    remedy="fewer silos, test records or references per prompt, a higher data.records_per_silo, "
-                    "or more records",
-                )
+        _check_counts(name, {label: counts[label] for label in labels}, min_per_label)
+
+
+def _check_counts(name: str, counts: Mapping[str, int], min_per_label: int) -> None:
+    for label, count in counts.items():
+        if count < min_per_label:
+            raise UserError(
+                f"silo {name} has {count} records{_of(label)}, needs {min_per_label}",
+                key="data.silos",
+                remedy="fewer silos, test records or references per prompt, a higher data.records_per_silo, "
+                "or more records",
+            )
 
 
 def _of(label: str) -> str:

@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pydantic import ValidationError
 
 from tutelage.configs.errors import PrivacyError
+from tutelage.configs.jsonl import read_jsonl, write_jsonl
 from tutelage.configs.records import Example, Lesson
 from tutelage.configs.schema import ScreenConfig, Structure
-from tutelage.configs.store import canonical_json, digest, read_jsonl, write_jsonl
+from tutelage.configs.store import canonical_json, digest
 from tutelage.privacy import review
 from tutelage.privacy.control_tokens import without_control_tokens
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.keys import SiloKey
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.near_duplicates import near_duplicate_groups
+from tutelage.privacy.overlap import Corpus
 from tutelage.privacy.pii import PLACEHOLDER, Scrubber
-from tutelage.privacy.similarity import near_duplicate_groups, words
+from tutelage.privacy.similarity import words
 from tutelage.privacy.vault import PrivateRecord
 
 if TYPE_CHECKING:
@@ -184,6 +186,7 @@ def release(
     scrubber: Scrubber,
     public_completions: frozenset[str] = frozenset(),
     embeddings: np.ndarray | None = None,
+    scrubbed: Sequence[str] | None = None,
     structure: Structure | None = None,
 ) -> Released:
     """Screen one silo's drafts and sign what passes.
@@ -206,6 +209,7 @@ def release(
         public_completions: The labels of a classification task. A completion outside it is scrubbed and, where it
             has `min_words` words, measured like a prompt; a shorter answer ("yes", "42") recurs without being copied.
         embeddings: Of the silo's `indexed_texts`, where they have been computed before.
+        scrubbed: The same texts as `scrubber` leaves them, where that has been done before.
         structure: What every example's completion must be; None: any text.
 
     Returns:
@@ -222,14 +226,15 @@ def release(
     dropped: Counter[str] = Counter()
     candidates = _drop_poor(candidates, screen, dropped, structure)
     if candidates and records is not None and screen.compare:
-        index = OverlapIndex(
+        corpus = Corpus(
             records,
             ngram=screen.ngram,
             scrubber=scrubber,
             public_completions=public_completions,
             embeddings=embeddings,
+            scrubbed=scrubbed,
         )
-        candidates = _drop_copies(candidates, index, screen, dropped)
+        candidates = _drop_copies(candidates, corpus, screen, dropped)
     lessons = [_sign(candidate, silo, round, run_id, key) for candidate in candidates]
     return Released(LessonSet(lessons, run_id, _SEAL), dict(dropped), replaced)
 
@@ -342,7 +347,7 @@ def _drop_poor(
 
 
 def _drop_copies(
-    candidates: list[_Candidate], index: OverlapIndex, screen: ScreenConfig, dropped: Counter[str]
+    candidates: list[_Candidate], corpus: Corpus, screen: ScreenConfig, dropped: Counter[str]
 ) -> list[_Candidate]:
     """Drop drafts any part of which is too near to a record; the slow measure is taken of the others only."""
 
@@ -354,7 +359,7 @@ def _drop_copies(
         return "near_duplicate" if jaccard >= screen.max_jaccard else None
 
     original = []
-    figures = iter(index.copying([part for one in candidates for part in one.raw]))
+    figures = iter(corpus.copying([part for one in candidates for part in one.raw]))
     for one in candidates:
         worst = [max(column) for column in zip(*(next(figures) for _ in one.raw), strict=True)]
         why = reason(int(worst[0]), worst[1], worst[2])
@@ -363,7 +368,7 @@ def _drop_copies(
         else:
             original.append(one)
     kept = []
-    cosines = iter(index.cosines([part for one in original for part in one.raw]))
+    cosines = iter(corpus.cosines([part for one in original for part in one.raw]))
     for one in original:
         if max(next(cosines) for _ in one.raw) >= screen.max_cosine:
             dropped["semantic_neighbour"] += 1

@@ -1,6 +1,6 @@
 """Read a user's data into private records: JSONL, CSV, Parquet, a saved `datasets` folder, or the mail corpus.
 
-Files are streamed, one row in memory at a time beside the records, and nothing is copied to a cache on the disk.
+Files are streamed, one row in memory at a time, and nothing is copied to a cache on the disk but what a vault holds.
 Every fault of the input becomes a `UserError` that names the file, the row, the key and the remedy and never quotes
 the data. A row is a line of the file for JSONL and CSV (the header is line 1) and a record number, from 1, elsewhere.
 """
@@ -12,14 +12,18 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+import sys
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import ClassificationTask, DataConfig, FileData, SpamAssassinData, Task
-from tutelage.privacy.vault import PrivateRecord, source_digest
+from tutelage.privacy.vault import PrivateRecord, read_records, source_digest, write_records
 
 Row = tuple[int, dict[str, Any]]
 
@@ -32,14 +36,14 @@ _FORMATS = "a .jsonl, .ndjson, .csv or .parquet file, or a folder saved by datas
 class Loaded:
     """What was read."""
 
-    records: list[PrivateRecord]
+    records: Sequence[PrivateRecord]
     silo_of: dict[str, str]
     """Record id -> silo; empty where the data names no silos."""
     owner_of: dict[str, str] = field(default_factory=dict, repr=False)
     """Record id -> owner; empty where the data names no owners."""
 
 
-def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path]) -> Loaded:
+def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path], spool: Path | None = None) -> Loaded:
     """Read the records a recipe asks for.
 
     Args:
@@ -47,6 +51,8 @@ def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path]) -
         task: Classification reads the columns text and label, generation prompt and completion.
         fetch_mail: Returns the folder of the unpacked mail package, fetching it if need be. Called for that source
             only.
+        spool: A file in a vault to put a user's records on as they are checked, so that they need not fit into memory.
+            It is gone from its folder when this returns, and from the disk with the records. None: hold them in memory.
 
     Returns:
         The records in the order of the file, texts cut to `data.max_chars`, and their silos.
@@ -58,7 +64,7 @@ def load_records(data: DataConfig, task: Task, fetch_mail: Callable[[], Path]) -
         from tutelage.privacy.mail import load_mails  # mail imports `cut` from here
 
         return Loaded(load_mails(fetch_mail(), data.max_chars), {})
-    return _Reader(data, task, data.records).load()
+    return _Reader(data, task, data.records).load(spool)
 
 
 def cut(text: str, max_chars: int) -> str:
@@ -84,31 +90,52 @@ class _Reader:
         self.optional = tuple(
             name for name in (source.columns.id, source.columns.silo, source.columns.owner) if name is not None
         )
+        self._silo_of: dict[str, str] = {}
+        self._owner_of: dict[str, str] = {}
+        self._labels: set[str] = set()
+        # Of each record, where ids are the user's: its row, and its id's hash.
+        self._row, self._id = array("q"), array("q")
 
-    def load(self) -> Loaded:
-        records: list[PrivateRecord] = []
-        silo_of: dict[str, str] = {}
-        owner_of: dict[str, str] = {}
-        row_of: dict[str, int] = {}
-        with contextlib.closing(self._rows()) as rows:
-            for row, fields in rows:
-                record = self._record(row, fields)
-                if record.id in row_of:
-                    first = row_of[record.id]
-                    raise self._error(f"the same id as in row {first}", row, self.columns.id, "make ids unique")
-                row_of[record.id] = row
-                records.append(record)
-                if self.columns.silo is not None:
-                    silo_of[record.id] = self._silo(row, fields[self.columns.silo])
-                if self.columns.owner is not None:
-                    owner_of[record.id] = self._owner(row, fields[self.columns.owner])
+    def load(self, spool: Path | None) -> Loaded:
+        records: Sequence[PrivateRecord]
+        if spool is None:
+            records = list(self._records())
+        else:
+            records = read_records(write_records(spool, self._records()))
+            spool.unlink()  # what is open stays until it is closed, and no longer, however this process ends
+        self._check_ids(records)
         if not records:
             raise self._error("there are no rows", remedy="give it at least one record per label, silo and test slot")
-        if isinstance(self.task, ClassificationTask) and len({record.completion for record in records}) == 1:
+        if isinstance(self.task, ClassificationTask) and len(self._labels) == 1:
             raise self._error(
                 "only one label occurs", key=self.completion_key, remedy="add records of the task's other labels"
             )
-        return Loaded(records, silo_of, owner_of)
+        return Loaded(records, self._silo_of, self._owner_of)
+
+    def _records(self) -> Iterator[PrivateRecord]:
+        """The records, each checked; what there is to be known of them beside is noted."""
+        labelled = isinstance(self.task, ClassificationTask)
+        with contextlib.closing(self._rows()) as rows:
+            for row, fields in rows:
+                record = self._record(row, fields)
+                if self.columns.id is not None:
+                    self._row.append(row)
+                    self._id.append(hash(record.id))
+                if labelled:
+                    self._labels.add(record.completion)
+                if self.columns.silo is not None:
+                    self._silo_of[record.id] = sys.intern(self._silo(row, fields[self.columns.silo]))
+                if self.columns.owner is not None:
+                    self._owner_of[record.id] = self._owner(row, fields[self.columns.owner])
+                yield record
+
+    def _check_ids(self, records: Sequence[PrivateRecord]) -> None:
+        order = np.argsort(self._id, kind="stable")
+        alike = np.flatnonzero(np.diff(np.asarray(self._id)[order]) == 0)
+        for second, first in sorted(zip(order[alike + 1].tolist(), order[alike].tolist(), strict=True)):
+            if records[first].id == records[second].id:
+                found = f"the same id as in row {self._row[first]}"
+                raise self._error(found, self._row[second], self.columns.id, "make ids unique")
 
     def _rows(self) -> Generator[Row, None, None]:
         readers = {".jsonl": self._jsonl, ".ndjson": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}

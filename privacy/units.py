@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tutelage.configs.lazy import Lazy
 from tutelage.privacy.vault import PrivateRecord
 
 
@@ -26,12 +27,39 @@ class Unit:
         return secrets.choice(self.records)
 
 
-def by_record(records: Sequence[PrivateRecord]) -> list[Unit]:
+class Units(Lazy[Unit]):
+    """A silo's units. Held are the numbers of their records, which may lie on a disk.
+
+    Args:
+        records: The silo's.
+        rows: Unit -> its records, by number. None: each record is one.
+    """
+
+    def __init__(self, records: Sequence[PrivateRecord], rows: Sequence[Sequence[int]] | None = None) -> None:
+        self._records, self._rows = records, rows
+
+    def __len__(self) -> int:
+        return len(self._records if self._rows is None else self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} units, redacted>"
+
+    def _one(self, at: int) -> Unit:
+        rows = (at,) if self._rows is None else self._rows[at]
+        return Unit(tuple(self._records[row] for row in rows))
+
+    def some(self, numbers: Sequence[int]) -> Units:
+        """Some of them, by number."""
+        rows = [(at,) if self._rows is None else self._rows[at] for at in numbers]
+        return Units(self._records, rows)
+
+
+def by_record(records: Sequence[PrivateRecord]) -> Units:
     """Every record a unit of its own."""
-    return [Unit((record,)) for record in records]
+    return Units(records)
 
 
-def by_owner(records: Sequence[PrivateRecord], owner_of: Mapping[str, str]) -> list[Unit]:
+def by_owner(records: Sequence[PrivateRecord], owner_of: Mapping[str, str]) -> Units:
     """All records of an owner are one unit.
 
     Args:
@@ -41,13 +69,13 @@ def by_owner(records: Sequence[PrivateRecord], owner_of: Mapping[str, str]) -> l
     Raises:
         KeyError: a record without an owner; it shows the record's id and no text.
     """
-    owned: dict[str, list[PrivateRecord]] = defaultdict(list)
-    for record in records:
-        owned[owner_of[record.id]].append(record)
-    return [Unit(tuple(group)) for group in owned.values()]
+    owned: dict[str, list[int]] = defaultdict(list)
+    for row, record in enumerate(records):
+        owned[owner_of[record.id]].append(row)
+    return Units(records, list(owned.values()))
 
 
-def split(units: Sequence[Unit], size: int) -> list[list[Unit]]:
+def split(units: Units, size: int) -> list[Units]:
     """Deal units into batches of `size`, by the operating system's randomness and nothing else.
 
     Every unit is in one batch. The last one may have fewer than `size`; its texts are written with as many places and
@@ -61,4 +89,4 @@ def split(units: Sequence[Unit], size: int) -> list[list[Unit]]:
         raise ValueError("a batch has at least one place")
     order = list(range(len(units)))
     secrets.SystemRandom().shuffle(order)
-    return [[units[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+    return [units.some(order[start : start + size]) for start in range(0, len(order), size)]

@@ -17,6 +17,8 @@ from tutelage.configs.schema import AggregateConfig, ClassificationTask, Task
 from tutelage.privacy.similarity import embed
 from tutelage.privacy.vault import PrivateRecord
 
+_VOTERS = 4096
+"""Voters whose choices are found at once."""
 Ballot = Mapping[str, Mapping[str, int]]
 """Lesson id -> class of the voters -> how many of them voted for it. Noised counts may be negative."""
 
@@ -62,8 +64,14 @@ def nearest(candidates: np.ndarray, voters: np.ndarray) -> list[int]:
     """
     # Rounded to multiples of 2^-20, products and sums are exact in float64. Unrounded, their last bits would depend on
     # how many rows are multiplied at a time, and one voter's presence could turn another's vote.
-    candidates, voters = (np.round(rows.astype(np.float64) * 2**20) for rows in (candidates, voters))
-    return [int(at) for at in np.argmax(voters @ candidates.T, axis=1)]
+    asked, found = _whole(candidates).T, []
+    for start in range(0, len(voters), _VOTERS):
+        found += np.argmax(_whole(voters[start : start + _VOTERS]) @ asked, axis=1).tolist()
+    return found
+
+
+def _whole(rows: np.ndarray) -> np.ndarray:
+    return np.round(rows.astype(np.float64) * 2**20)
 
 
 def ballot(bins: Sequence[tuple[str, str]], counts: Sequence[int]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,8 @@ place in a formal mechanism.
 from __future__ import annotations
 
 import random
+from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +23,9 @@ from tutelage.teachers import prompts
 from tutelage.teachers.answers import Request, steps
 from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.teacher import Teacher
+
+_MOST_FITTED = 20_000
+"""Records that a classifier is fitted on, dealt over the labels: with more it knows no more, and needs more memory."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +121,15 @@ def _slots(
     labels: list[str | None] = list(task.labels) if isinstance(task, ClassificationTask) else [None]
     slots = []
     for label in labels:
-        pool = [record for record in records if label is None or record.completion == label]
+        pool = array("q", (row for row, one in enumerate(records) if label is None or one.completion == label))
         share = topics.get(label or "", 1 / len(labels))
         count = min(config.references_per_prompt, len(pool))
-        deck: list[PrivateRecord] = []
+        deck: list[int] = []
         for i in range(max(1, round_half_up(config.prompts_per_label * len(labels) * share))):
             if len(deck) < count:  # every record serves once before any serves twice
-                deck += sorted(draw.sample(pool, len(pool)), key=lambda record: record in deck)
+                deck += sorted(draw.sample(pool, len(pool)), key=lambda row: row in deck)
             references, deck = deck[:count], deck[count:]
-            prompt = prompts.example_prompt(task, label, [reference.example() for reference in references])
+            prompt = prompts.example_prompt(task, label, [records[row].example() for row in references])
             slots.append(_Slot(f"{silo}-r{round}-{label or 'example'}-{i}", label, prompt))
     return slots
 
@@ -168,10 +173,18 @@ class Typicality:
 
 
 def typicality(records: Sequence[PrivateRecord], task: Task) -> Typicality | None:
-    """A silo's own classifier; None where there are no two labels to tell apart."""
-    if not isinstance(task, ClassificationTask) or len({record.completion for record in records}) < 2:
+    """A silo's own classifier, fitted on some thousands of its records; None of no two labels to tell apart."""
+    if not isinstance(task, ClassificationTask):
         return None
-    return Typicality([record.text for record in records], [record.completion for record in records])
+    rows: dict[str, array[int]] = defaultdict(lambda: array("q"))
+    for row, record in enumerate(records):
+        rows[record.completion].append(row)
+    if len(rows) < 2:
+        return None
+    draw, most = random.Random(0), _MOST_FITTED // len(rows)
+    chosen = sorted(row for some in rows.values() for row in (draw.sample(some, most) if len(some) > most else some))
+    fitted = [records[row] for row in chosen]
+    return Typicality([record.text for record in fitted], [record.completion for record in fitted])
 
 
 def _fitting(drafts: list[Draft], label: str | None, typical: Typicality | None) -> list[Draft]:

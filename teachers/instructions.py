@@ -32,8 +32,8 @@ def write_instruction(
     if config.instruction == "description":
         return ()
     draw = random.Random(f"{seed}/{silo}/{round}/instruction")
-    references = draw.sample(list(records), min(2 * config.references_per_prompt, len(records)))
-    system, user = prompts.instruction_request(task, [record.example() for record in references])
+    rows = draw.sample(range(len(records)), min(2 * config.references_per_prompt, len(records)))
+    system, user = prompts.instruction_request(task, [records[row].example() for row in rows])
     sampling = Sampling(_MAX_NEW_TOKENS, min(config.temperature, 0.7), config.top_p, config.top_k, "\n")
     texts = teacher.advise(system, user, _DRAFTS, sampling, draw.getrandbits(48))
     wordings = [sentences(text.text) for text in texts]

@@ -24,7 +24,7 @@ from tutelage.configs.store import canonical_json, write_atomic
 from tutelage.privacy.drafts import Draft
 from tutelage.privacy.ledger import Allowance
 from tutelage.privacy.mechanism import PrivatePrediction
-from tutelage.privacy.units import Unit, split
+from tutelage.privacy.units import Units, split
 from tutelage.privacy.vault import PrivateRecord, inside_vault
 from tutelage.teachers import prompts
 from tutelage.teachers.engines.base import Generation
@@ -46,15 +46,15 @@ class Deal:
     batches: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def draw(cls, units: Sequence[Unit], batches: int, privacy: PrivatePredictionPrivacy) -> Deal:
+    def draw(cls, units: Units, batches: int, privacy: PrivatePredictionPrivacy) -> Deal:
         """Deal a silo's units out by the operating system's randomness; an owner is dealt out as one of its records.
 
         Raises:
             UserError: the silo has too few units.
         """
         batch_units, instruction_units = privacy.batch_units, privacy.instruction_units
-        units_used(len(units), batches, privacy)
-        [order] = split(units, len(units))
+        used = units_used(len(units), batches, privacy)
+        order = split(units, len(units))[0][:used] if used else []
         ids = [unit.one().id for unit in order]
         rest = ids[instruction_units:]
         starts = range(0, batches * batch_units, batch_units)

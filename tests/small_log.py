@@ -8,8 +8,9 @@ from typing import Any
 
 from small_run import recipe_for
 
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.load import parse_recipe
-from tutelage.configs.store import canonical_json, manifest_digest, write_atomic, write_jsonl
+from tutelage.configs.store import canonical_json, manifest_digest, write_atomic
 from tutelage.flows.stage import Manifest, Run, _commit, create_run, open_run, stage_name
 from tutelage.privacy import release
 from tutelage.privacy.custody import Custody

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.records import Lesson
-from tutelage.configs.store import canonical_json, write_atomic, write_jsonl
+from tutelage.configs.store import canonical_json, write_atomic
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.release import _payload
 

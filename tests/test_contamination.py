@@ -6,7 +6,7 @@ import math
 import random
 
 from tutelage.privacy.attacks import contamination
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.overlap import Corpus
 from tutelage.privacy.vault import PrivateRecord
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -17,8 +17,8 @@ def texts(seed: int, count: int = 30, length: int = 25) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=length)) for _ in range(count)]
 
 
-def index(held: list[str]) -> OverlapIndex:
-    return OverlapIndex([PrivateRecord(str(i), text, "") for i, text in enumerate(held)])
+def index(held: list[str]) -> Corpus:
+    return Corpus([PrivateRecord(str(i), text, "") for i, text in enumerate(held)])
 
 
 def test_copies_quotations_and_near_duplicates_are_seen_and_others_are_not() -> None:

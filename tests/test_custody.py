@@ -25,8 +25,9 @@ from small_run import files_below, recipe_for
 from tampering import findings, found, log_lines, payload
 
 from tutelage.configs.errors import UserError
+from tutelage.configs.jsonl import write_jsonl
 from tutelage.configs.load import parse_recipe
-from tutelage.configs.store import canonical_json, digest, file_digest, manifest_digest, write_atomic, write_jsonl
+from tutelage.configs.store import canonical_json, digest, file_digest, manifest_digest, write_atomic
 from tutelage.flows.stage import Run, create_run, open_run
 from tutelage.flows.verify import as_json, verify_run
 from tutelage.privacy import statements

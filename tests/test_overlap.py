@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.privacy.overlap import OverlapIndex, indexed_texts
+from tutelage.privacy.overlap import Corpus, indexed_texts
 from tutelage.privacy.pii import ENTITIES, Scrubber
 from tutelage.privacy.similarity import embed, words
 from tutelage.privacy.vault import PrivateRecord
@@ -42,32 +42,32 @@ def brute_force(text: str, corpus: list[str], n: int) -> tuple[int, float]:
 @given(texts=st.lists(TEXT, max_size=4), corpus=st.lists(TEXT, max_size=4), n=st.integers(2, 5))
 @settings(max_examples=200, deadline=None)
 def test_run_and_share_agree_with_brute_force(texts: list[str], corpus: list[str], n: int) -> None:
-    index = OverlapIndex(records(*corpus), ngram=n, public_completions=frozenset({"ham"}))
+    index = Corpus(records(*corpus), ngram=n, public_completions=frozenset({"ham"}))
     for text, (run, share, _) in zip(texts, index.copying(texts), strict=True):
         assert (run, share) == brute_force(text, corpus, n)
 
 
 def test_case_and_punctuation_do_not_hide_a_copy() -> None:
-    index = OverlapIndex(records("We will meet, at noon, by the OLD bridge!"), ngram=4)
+    index = Corpus(records("We will meet, at noon, by the OLD bridge!"), ngram=4)
     ((run, share, jaccard),) = index.copying(["we WILL meet at noon -- by the old bridge"])
     assert (run, share, jaccard) == (9, 1.0, 1.0)
 
 
 def test_no_run_crosses_from_one_record_into_the_next() -> None:
-    index = OverlapIndex(records("one two three", "four five six"), ngram=4)
+    index = Corpus(records("one two three", "four five six"), ngram=4)
     assert index.copying(["one two three four five six"])[0][:2] == (3, 0.0)
 
 
 def test_private_completions_are_indexed_and_public_ones_are_not() -> None:
     private = records("which way", completion="turn left behind the red barn")
-    assert OverlapIndex(private).copying(["turn left behind the red barn"])[0][0] == 6
+    assert Corpus(private).copying(["turn left behind the red barn"])[0][0] == 6
     public = frozenset({"turn left behind the red barn"})
-    assert OverlapIndex(private, public_completions=public).copying(["turn left behind the red barn"])[0][0] == 0
+    assert Corpus(private, public_completions=public).copying(["turn left behind the red barn"])[0][0] == 0
 
 
 def test_measure_on_the_real_model() -> None:
     record = "The server in the basement broke down again last night and nobody could log in."
-    index = OverlapIndex(records(record, "Lunch is at noon on the terrace, bring your own cup."))
+    index = Corpus(records(record, "Lunch is at noon on the terrace, bring your own cup."))
     copied, reworded, other = index.measure(
         [
             record,
@@ -81,7 +81,7 @@ def test_measure_on_the_real_model() -> None:
     assert reworded.cosine > 0.92
     assert other.cosine < 0.4
     assert "basement" not in repr(index)
-    [copied] = OverlapIndex(records(record)).measure([record], meaning=False)
+    [copied] = Corpus(records(record)).measure([record], meaning=False)
     assert (copied.longest_run_tokens, copied.cosine) == (15, None)
 
 
@@ -96,9 +96,9 @@ SWAPPED = (
 
 
 def test_a_copy_with_the_names_replaced_is_still_a_copy(scrubber: Scrubber) -> None:
-    plain = OverlapIndex(records(RECORD))
+    plain = Corpus(records(RECORD))
     assert plain.copying([SWAPPED])[0][0] < 12  # the raw forms alone do not show it
-    index = OverlapIndex(records(RECORD), scrubber=scrubber)
+    index = Corpus(records(RECORD), scrubber=scrubber)
     for draft in (SWAPPED, scrubber.scrub(SWAPPED).text, scrubber.scrub(RECORD).text, RECORD):
         run, share, jaccard = index.copying([draft])[0]
         assert run >= 19
@@ -107,32 +107,32 @@ def test_a_copy_with_the_names_replaced_is_still_a_copy(scrubber: Scrubber) -> N
 
 
 def test_placeholders_are_no_copied_words(scrubber: Scrubber) -> None:
-    index = OverlapIndex(records("joe@example.com john@example.com (415) 555-2671 192.168.1.1"), scrubber=scrubber)
+    index = Corpus(records("joe@example.com john@example.com (415) 555-2671 192.168.1.1"), scrubber=scrubber)
     assert index.copying(["<EMAIL_ADDRESS> <EMAIL_ADDRESS> <PHONE_NUMBER> <IP_ADDRESS>"])[0][0] == 0
 
 
 def test_the_worse_form_counts(scrubber: Scrubber) -> None:
     # raw the address is seven common words; scrubbed there is nothing left to compare
-    index = OverlapIndex(records("221B Baker Street, London NW1 6XE"), scrubber=scrubber)
+    index = Corpus(records("221B Baker Street, London NW1 6XE"), scrubber=scrubber)
     assert index.copying(["221B Baker Street, London NW1 6XE"])[0][0] == 6
 
 
 def test_embeddings_can_be_given() -> None:
     known = [*records("rain and sun", completion="a dry answer"), *records("wind")]
-    texts = indexed_texts(known, frozenset({"ham"}))
+    texts = list(indexed_texts(known, frozenset({"ham"})))
     assert texts == ["rain and sun", "wind", "a dry answer"]
     draft = ["The wind and the rain."]
     settings = {"public_completions": frozenset({"ham"})}
-    given_ones = OverlapIndex(known, embeddings=embed(texts), **settings).measure(draft)
-    assert given_ones == OverlapIndex(known, **settings).measure(draft)
+    given_ones = Corpus(known, embeddings=embed(texts), **settings).measure(draft)
+    assert given_ones == Corpus(known, **settings).measure(draft)
     with pytest.raises(ValueError, match="2 embeddings"):
-        OverlapIndex(known, embeddings=embed(texts[:2]), **settings)
+        Corpus(known, embeddings=embed(texts[:2]), **settings)
 
 
 def test_no_records() -> None:
-    (overlap,) = OverlapIndex([]).measure(["any text at all"])
+    (overlap,) = Corpus([]).measure(["any text at all"])
     assert (overlap.longest_run_tokens, overlap.ngram_share, overlap.jaccard, overlap.cosine) == (0, 0.0, 0.0, 0.0)
-    assert OverlapIndex(records("a b c")).measure([]) == []
+    assert Corpus(records("a b c")).measure([]) == []
 
 
 def test_copying_is_fast() -> None:
@@ -140,5 +140,5 @@ def test_copying_is_fast() -> None:
     vocabulary = [str(i) for i in range(1500)]
     texts = [" ".join(rng.choices(vocabulary, k=70)) for _ in range(600)]
     start = time.process_time()
-    OverlapIndex(records(*texts[:400])).copying(texts[400:])
+    Corpus(records(*texts[:400])).copying(texts[400:])
     assert time.process_time() - start < 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,28 @@ def never() -> Path:
 
 
 def load(path: Path, task: Task = MAIL, columns: Columns | None = None, **settings: Any) -> Loaded:
+    """In memory and by a spool, which make no difference."""
     data = DataConfig(records=FileData(path=path, columns=columns or Columns()), **settings)
-    return load_records(data, task, never)
+    kinds = []
+    with tempfile.TemporaryDirectory() as folder:
+        vault = Path(folder) / "vault"
+        vault.mkdir()
+        for spool in (None, vault / "spool.jsonl"):
+            try:
+                kinds.append(load_records(data, task, never, spool))
+            except UserError as error:
+                kinds.append(error)
+        assert list(vault.iterdir()) == []
+    held, spooled = kinds
+    if isinstance(held, UserError):
+        assert str(spooled) == str(held)
+        raise held
+    assert isinstance(held, Loaded)
+    assert isinstance(spooled, Loaded)
+    rows = [[(r.id, r.text, r.completion, r.source) for r in one.records] for one in (held, spooled)]
+    assert rows[0] == rows[1]
+    assert (held.silo_of, held.owner_of) == (spooled.silo_of, spooled.owner_of)
+    return held
 
 
 def refused(path: Path, task: Task = MAIL, columns: Columns | None = None, **settings: Any) -> UserError:

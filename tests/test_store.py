@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.store import RunDir, digest, read_jsonl, write_atomic, write_jsonl
+from tutelage.configs.jsonl import Rows, read_jsonl, write_jsonl
+from tutelage.configs.store import RunDir, digest, write_atomic
 
 KEY = digest("inputs")
 HOLD = """
@@ -110,9 +112,39 @@ ROWS = st.lists(st.dictionaries(TEXT, TEXT | st.integers() | st.none() | st.list
 def test_jsonl_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
 ) -> None:
-    path = write_jsonl(tmp_path_factory.getbasetemp() / "rows.jsonl", rows)
-    assert read_jsonl(path) == rows
+    path = write_jsonl(tmp_path_factory.getbasetemp() / "rows.jsonl", iter(rows))
+    found = read_jsonl(path)
+    assert list(found) == rows
+    assert [found[at] for at in range(len(found))] == rows
     assert path.read_bytes().count(b"\n") == len(rows)
+
+
+@given(rows=st.integers(0, 600), at=st.slices(600))
+def test_rows_are_a_sequence(tmp_path_factory: pytest.TempPathFactory, rows: int, at: slice) -> None:
+    path = write_jsonl(tmp_path_factory.getbasetemp() / "numbers.jsonl", ({"n": n} for n in range(rows)))
+    numbers, found = range(rows), Rows(path, operator.itemgetter("n"))
+    path.unlink()  # what is open is read to its end
+    assert (list(found), found[at], len(found)) == (list(numbers), list(numbers[at]), rows)
+    assert list(reversed(found)) == list(reversed(numbers))
+    with pytest.raises(IndexError):
+        found[rows]
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'{"n": ', b"\xff{}", b"", b"null"])
+def test_a_damaged_row_is_named_and_not_quoted(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"n": "secret"}\n' + line + b'\n{"n": 3}\n')
+    found = read_jsonl(path)
+    assert (found[0], found[2]) == ({"n": "secret"}, {"n": 3})
+    for read in (list, lambda rows: rows[1]):
+        with pytest.raises(UserError, match=r"row 2.*not a JSON object") as caught:
+            read(found)
+        assert "secret" not in str(caught.value)
+
+
+def test_no_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_jsonl(tmp_path / "rows.jsonl")
 
 
 # ---- manifests ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.configs.errors import PrivacyError
-from tutelage.privacy.vault import PrivateRecord, read_records, write_records
+from tutelage.privacy.vault import Chosen, Joined, PrivateRecord, read_records, write_records
 
 SECRET = "Meet Anna Karenina at the station"
 RECORD = PrivateRecord("mail-7", SECRET, "secret-label")
@@ -73,6 +73,17 @@ def test_records_come_back_as_they_were(
     path = tmp_path_factory.getbasetemp() / "vault" / "records.jsonl"
     write_records(path, [PrivateRecord(*row) for row in rows])
     assert [(r.id, r.text, r.completion) for r in read_records(path)] == rows
+
+
+def test_records_chosen_and_joined() -> None:
+    some = [PrivateRecord(str(n), f"text {n}", "") for n in range(5)]
+    more = [PrivateRecord("more", "text", "")]
+    chosen = Chosen(some, [4, 5, 0], more)
+    assert [record.id for record in chosen] == ["4", "more", "0"]
+    joined = Joined([chosen, [], some[:2]])
+    assert [record.id for record in joined] == [record.id for record in joined[:]] == ["4", "more", "0", "0", "1"]
+    assert joined[-1].id == "1"
+    assert "text" not in f"{chosen!r} {joined!r}"
 
 
 @pytest.mark.parametrize("place", ["records.jsonl", "release/records.jsonl", "vaults/r.jsonl", "vault/../r.jsonl"])

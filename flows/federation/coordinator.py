@@ -40,11 +40,11 @@ def prepare(run: Run) -> Done:
     written down, or a run that was killed in between would plant one thing and look for another.
     """
     recipe, federation = run.recipe, _federation(run)
-    dealt = deal(load_records(recipe.data, recipe.task, fetch_mail), recipe)
+    dealt = deal(load_records(recipe.data, recipe.task, fetch_mail, layout.spool_path(run)), recipe)
     members, nonmembers, carriers = controls(dealt, recipe)
     names = run.silos
-    shares = {name: members[number :: len(names)] for number, name in enumerate(names)}
-    shares, planted = canaries.plant(shares, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
+    dealt_out = {name: members[number :: len(names)] for number, name in enumerate(names)}
+    shares, planted = canaries.plant(dealt_out, carriers, recipe.attack, recipe.task, max_chars=recipe.data.max_chars)
     public_keys = {name: one.signing for name, one in federation.silos.items()}
     files = [
         write_records(layout.evaluation_path(run, "test"), dealt.test),

@@ -11,6 +11,7 @@ import random
 import secrets
 import time
 import traceback
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tutelage.privacy import review
 from tutelage.privacy.partition import check_labels
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.units import by_owner, by_record
-from tutelage.privacy.vault import PrivateRecord, parse_records, write_records
+from tutelage.privacy.vault import Chosen, PrivateRecord, parse_records, write_records
 
 _FIRST_WORD_S = 600
 """How long a run may take to open itself to its silos after it has called them."""
@@ -42,12 +43,13 @@ _FIRST_WORD_S = 600
 def prepare(run: Run, silo: str) -> Done:
     """The silo's records, and among them at random places what the run wants planted, under ids that say nothing."""
     recipe, here = run.recipe, _here(run)
-    loaded = load_records(recipe.data, recipe.task, fetch_mail)
+    loaded = load_records(recipe.data, recipe.task, fetch_mail, layout.spool_path(run))
     if not recipe.formal:  # there, that a label is missing would be told by nothing else
         check_labels({silo: loaded.records}, recipe.task, recipe.min_records_per_label)
     planted = _planted(here, run.id)
-    records = loaded.records + planted
-    random.SystemRandom().shuffle(records)
+    order = array("q", range(len(loaded.records) + len(planted)))
+    random.SystemRandom().shuffle(order)
+    records = Chosen(loaded.records, order, planted)
     own_key = write_atomic(layout.key_path(run, silo), (here.home / KEY).read_bytes(), mode=0o600)
     files = [write_records(layout.records_path(run, silo), records), own_key]
     owners = loaded.owner_of and stages.write_owners(run, silo, records, loaded.owner_of)

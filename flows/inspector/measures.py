@@ -152,7 +152,8 @@ def _progress(folder: Path, texts: int) -> str:
 
 def _compute(folder: Path, texts: list[str], groups: dict[tuple[int, str], list[int]]) -> None:
     """In the worker."""
-    from tutelage.privacy.similarity import EMBEDDING_DIM, embed, near_duplicate_groups
+    from tutelage.privacy.near_duplicates import near_duplicate_groups
+    from tutelage.privacy.similarity import EMBEDDING_DIM, embed
 
     path, counter = folder / "embeddings.npy", folder / "embedded"
     shape = (len(texts), EMBEDDING_DIM)
@@ -173,7 +174,7 @@ def _compute(folder: Path, texts: list[str], groups: dict[tuple[int, str], list[
         {"round": round, "kind": kind, **diversity_of([texts[i] for i in places])}
         for (round, kind), places in groups.items()
     ]
-    twins = near_duplicate_groups(texts, NEAR_DUPLICATE)
+    twins = near_duplicate_groups(texts, NEAR_DUPLICATE).tolist()
     write_atomic(folder / "done.json", json.dumps({"twins": twins, "diversity": diversity}))
 
 

@@ -17,6 +17,7 @@ from tutelage.configs.records import Example
 from tutelage.configs.schema import ClassificationTask, DataConfig, GenerationTask
 from tutelage.configs.store import canonical_json, digest, write_atomic
 from tutelage.privacy import similarity
+from tutelage.privacy.near_duplicates import near_duplicate_groups
 from tutelage.privacy.sources import load_records
 from tutelage.privacy.vault import PrivateRecord
 from tutelage.students import pocket
@@ -81,7 +82,7 @@ def shown(records: Sequence[PrivateRecord]) -> list[PrivateRecord]:
 def ground() -> Ground:
     """Load the mails, and the base that goes with them; the first time it is trained."""
     loaded = load_records(DataConfig(max_chars=MAX_CHARS), TEACHER_TASK, fetch_mail).records
-    groups = similarity.near_duplicate_groups([record.text for record in loaded], threshold=0.5)
+    groups = near_duplicate_groups([record.text for record in loaded], threshold=0.5).tolist()
     one_each = {group: record for group, record in zip(reversed(groups), reversed(loaded), strict=True)}
     records = sorted(one_each.values(), key=lambda record: record.id)
     random.Random(0).shuffle(records)

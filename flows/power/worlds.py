@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,7 @@ from tutelage.privacy.attacks.base import Controls, Released, Settings
 from tutelage.privacy.attacks.membership import whole_text
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
-from tutelage.privacy.overlap import Overlap, OverlapIndex
+from tutelage.privacy.overlap import Corpus, Overlap
 from tutelage.privacy.partition import Partition, controls
 from tutelage.privacy.stats import point_metric
 from tutelage.privacy.units import by_record
@@ -108,7 +108,7 @@ def simulate(recipe: Recipe, pipeline: Pipeline, seed: int) -> World:
         size = max(size, recipe.teach.prompts_per_label * formal.batch_units + formal.instruction_units)
     drawn = place.draw(rng, len(_SILOS) * size + recipe.attack.canaries + recipe.attack.members)
     outside = drawn[len(_SILOS) * size :]
-    silos = {name: drawn[at * size :][:size] for at, name in enumerate(_SILOS)}
+    silos: Mapping[str, Sequence[PrivateRecord]] = {name: drawn[at * size :][:size] for at, name in enumerate(_SILOS)}
     as_here = recipe.model_copy(update={"task": STUDENT_TASK})
     inside, nonmembers, carriers = controls(Partition(silos, [], outside, 0, 0), as_here, rng)
     silos, planted = canaries.plant(silos, carriers, recipe.attack, STUDENT_TASK, rng, max_chars=MAX_CHARS)
@@ -200,9 +200,9 @@ def _scorer(loaded: tuple[Any, Any], instruction: str | None) -> ModelScorer:
 def _overlap(records: Sequence[PrivateRecord], lessons: Sequence[Example]) -> dict[str, float | int]:
     """As the flow measures it, on the raw texts alone: scrubbing them all would take as long as the rest."""
     texts, place = [one.completion for one in lessons], ground()
-    index = OverlapIndex(shown(records), public_completions=frozenset(LABELS))
+    corpus = Corpus(shown(records), public_completions=frozenset(LABELS))
     cosines = similarity.max_cosine(place.embed(texts), place.embed([record.completion for record in records]))
-    found = zip(index.copying(texts), cosines, strict=True)
+    found = zip(corpus.copying(texts), cosines, strict=True)
     return overlap_audit.summarise([Overlap(*one, float(cosine)) for one, cosine in found])
 
 
@@ -221,7 +221,7 @@ def _privately(
     recipe: Recipe,
     privacy: PrivatePredictionPrivacy,
     pipeline: Pipeline,
-    silos: dict[str, list[PrivateRecord]],
+    silos: Mapping[str, Sequence[PrivateRecord]],
     outside: Sequence[PrivateRecord],
     vault: Path,
 ) -> tuple[list[Example], list[Metric]]:

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from tutelage.configs.records import Metric
 from tutelage.privacy.attacks.overlap_audit import NEAR_DUPLICATE_JACCARD
-from tutelage.privacy.overlap import OverlapIndex
+from tutelage.privacy.overlap import Corpus
 from tutelage.privacy.stats import missing_metric, share_metric
 
 RUN_WORDS = 13
 
 
-def seen(index: OverlapIndex, evaluation: Sequence[str]) -> int:
-    """How many texts of the evaluation set were seen among the indexed ones."""
-    found = index.copying(evaluation)
+def seen(corpus: Corpus, evaluation: Sequence[str]) -> int:
+    """How many texts of the evaluation set were seen in the corpus."""
+    found = corpus.copying(evaluation)
     return sum(run >= RUN_WORDS or jaccard >= NEAR_DUPLICATE_JACCARD for run, _, jaccard in found)
 
 

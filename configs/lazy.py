@@ -1,0 +1,25 @@
+"""Sequences whose items are made when they are asked for, so that there may be more of them than fit into memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T]):
+    """A sequence that knows how many items it has, and how to make one."""
+
+    @abstractmethod
+    def _one(self, at: int) -> T:
+        """Item number `at`, from 0 to `len(self) - 1`."""
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        numbers = range(len(self))[at]
+        return self._one(numbers) if isinstance(numbers, int) else [self._one(number) for number in numbers]
