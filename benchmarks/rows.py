@@ -11,7 +11,8 @@ what a run does with every row of a silo:
     overlap     what 100 drafts copy of all records (privacy/overlap.py)
 
 Two things that a screened run does besides are models at work on one row at a time, so they are timed on 200 rows: the
-scrubber, and the embeddings. The exponent b of time ~ rows^b is that between the two largest numbers of rows.
+scrubber, and the embeddings. The exponent b of time ~ rows^b, and what memory 1,000 rows more take, are those between
+the two largest numbers of rows.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def measure(full: bool) -> list[Figure]:
         figures.append(figure(f"{step}: {sizes[-1]:,} rows", [took], " s"))
     for size in sizes:
         figures.append(figure(f"peak memory, {size:,} rows", [found[size]["mib"]], " MiB"))
-    grown = (last["mib"] - found[sizes[0]]["mib"]) / sizes[-1] * 1000
+    grown = (last["mib"] - before["mib"]) / (sizes[-1] - sizes[-2]) * 1000
     figures.append(figure("memory for 1,000 more rows (flat would be 0)", [grown], " MiB", at_most=0.1))
     rates = found[sizes[0]]["alone"]
     return [*figures, *(figure(f"{name}, in a screened run", [rate], " rows/s") for name, rate in rates.items())]

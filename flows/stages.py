@@ -175,7 +175,7 @@ def teach_bracket(run: Run, round: int, silo: str, bracket: str) -> Done:
     return [write_drafts(layout.drafts_path(run, round, silo, bracket), drafts)], {}
 
 
-@stage(version=3)
+@stage(version=4)
 def aggregate(run: Run, round: int) -> Done:
     """All rounds' and silos' lessons become the set the student learns from, and one instruction.
 
@@ -190,6 +190,7 @@ def aggregate(run: Run, round: int) -> Done:
         key=layout.run_key(run),
         scrubber=scrubber(recipe.screen),
         public_completions=labels(recipe),
+        structure=recipe.structure,
     )
     voted = recipe.aggregate.method == "vote"
     votes = [run.facts(f"round-{round}/vote-{silo}")["votes"] for silo in run.silos] if voted else []

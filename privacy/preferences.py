@@ -62,7 +62,8 @@ def preferences(released: LessonSet, kept: LessonSet, decisions: Mapping[str, re
     better, worse = [], []
     for lesson in released:
         verdict = decisions[lesson.id].verdict if lesson.id in decisions and lesson.kind == "example" else "open"
-        edited = verdict == "edit" and _plain(after[lesson.id].prompt) == _plain(lesson.prompt)
+        kept_as = after.get(lesson.id)  # an edit that fits no structure leaves none
+        edited = verdict == "edit" and kept_as is not None and _plain(kept_as.prompt) == _plain(lesson.prompt)
         better += [lesson.id] if verdict == "accept" or edited else []
         worse += [lesson.id] if verdict == "reject" or edited else []
     pairs = Preferences(kept.select(better), released.select(worse)).pairs()

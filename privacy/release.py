@@ -246,6 +246,7 @@ def reviewed(
     key: SiloKey,
     scrubber: Scrubber,
     public_completions: frozenset[str] = frozenset(),
+    structure: Structure | None = None,
 ) -> LessonSet:
     """What reviewers leave of some lessons: rejected ones are gone, edited ones are as they were edited.
 
@@ -258,6 +259,7 @@ def reviewed(
         key: The run's, which signs edited lessons as `review.SILO`'s.
         scrubber: As for `release`.
         public_completions: As for `release`.
+        structure: As for `release`; an example that was edited and lacks it is left out.
 
     Returns:
         The lessons in the same order, under the same ids.
@@ -274,6 +276,8 @@ def reviewed(
                 lesson.id, lesson.kind, decision.prompt, decision.completion, lesson.prompt_version, lesson.mechanism
             )
             [edited], _ = _scrub([draft], scrubber, ScreenConfig(), public_completions)
+            if _unfit(edited, structure):
+                continue
             changes = {"silo": review.SILO, "prompt": edited.prompt, "completion": edited.completion, "signature": ""}
             unsigned = lesson.model_copy(update=changes)
             signature = key.sign(_payload(unsigned.model_dump(), lessons.run_id)).hex()
@@ -321,6 +325,10 @@ def _scrub(
     return candidates, dict(replaced)
 
 
+def _unfit(one: _Candidate, structure: Structure | None) -> bool:
+    return bool(structure and one.draft.kind == "example" and structure.read(one.completion) != one.completion)
+
+
 def _drop_poor(
     candidates: list[_Candidate], screen: ScreenConfig, dropped: Counter[str], structure: Structure | None
 ) -> list[_Candidate]:
@@ -331,7 +339,7 @@ def _drop_poor(
             dropped["empty"] += 1
         elif len(words(PLACEHOLDER.sub(" ", one.prompt))) < screen.min_words:
             dropped["too_short"] += 1
-        elif structure and one.draft.kind == "example" and structure.read(one.completion) != one.completion:
+        elif _unfit(one, structure):
             dropped["unfit"] += 1
         else:
             long_enough.append(one)

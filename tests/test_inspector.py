@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -238,6 +239,23 @@ def test_an_edit_keeps_the_text_and_the_label(site: Site) -> None:
 def test_a_decision_that_makes_no_sense_is_not_kept(site: Site, form: dict[str, str]) -> None:
     assert site.decide(site.lessons[0].id, **form).status_code == 400
     assert not (site.root / review.FILE).exists()
+
+
+def test_an_edited_answer_keeps_the_structure_that_the_task_asks_for(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    small_release(root)
+    written = json.loads((root / "run.json").read_text())
+    call = {"json_schema": {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}}
+    written["recipe"]["task"] = {"kind": "generation", "completion": call}
+    (root / "run.json").write_text(json.dumps(written))
+    inspector = Inspector(read_released(root), root / review.FILE, "ann")
+    client = TestClient(make_app(inspector, ["127.0.0.1"]), base_url=f"http://{HOST}", follow_redirects=False)
+    lesson, at = inspector.released.lessons[0].id, f"/{inspector.token}/decide"
+    answer = client.post(f"{at}/{lesson}", data={"verdict": "edit", "prompt": "ask", "completion": '{"too": "x"}'})
+    assert (answer.status_code, "task.completion" in answer.text) == (400, True)
+    assert not (root / review.FILE).exists()
+    client.post(f"{at}/{lesson}", data={"verdict": "edit", "prompt": "ask", "completion": '{ "to": "x" }'})
+    assert review.read(root / review.FILE)[lesson].completion == '{"to":"x"}'
 
 
 def test_no_decision_about_what_was_never_released(site: Site) -> None:

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson
 from tutelage.configs.schema import ScreenConfig, Structure
+from tutelage.privacy import review
 from tutelage.privacy.drafts import Draft, read_drafts, write_drafts
 from tutelage.privacy.keys import SiloKey
 from tutelage.privacy.pii import Scrubber
-from tutelage.privacy.release import LessonSet, Released, _clean, release
+from tutelage.privacy.preferences import preferences
+from tutelage.privacy.release import LessonSet, Released, _clean, release, reviewed
 from tutelage.privacy.vault import PrivateRecord
 
 LABELS = frozenset({"ham", "spam"})
@@ -138,6 +140,29 @@ def test_a_completion_that_scrubbing_broke_is_dropped(door: Callable[..., Releas
     found = door(*drafts, structure=narrow, public_completions=frozenset())
     assert [one.completion for one in found.lessons] == ['{"to":"everybody"}']
     assert found.dropped == {"unfit": 2}
+
+
+def test_an_edit_that_lacks_the_structure_is_left_out(
+    door: Callable[..., Released], key: SiloKey, scrubber: Scrubber
+) -> None:
+    call = Structure(json_schema={"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]})
+    drafts = [draft(GARDEN, '{"to":"a"}'), draft(PRINTER, '{"to":"b"}')]
+    lessons = door(*drafts, structure=call, public_completions=frozenset()).lessons
+    edits = {
+        one.id: review.Decision(
+            lesson=one.id,
+            verdict="edit",
+            by="ann",
+            at="2026-01-01T00:00:00+00:00",
+            prompt=one.prompt,
+            completion=answer,
+        )
+        for one, answer in zip(lessons, ('{"to":"c"}', "whoever"), strict=True)
+    }
+    left = reviewed(lessons, edits, key=key, scrubber=scrubber, structure=call)
+    assert [one.completion for one in left] == ['{"to":"c"}']
+    pairs = preferences(lessons, left, edits).pairs()
+    assert [(better.completion, worse.completion) for better, worse in pairs] == [('{"to":"c"}', '{"to":"a"}')]
 
 
 def test_the_same_drafts_pass_where_the_records_are_others(door: Callable[..., Released]) -> None:

@@ -218,6 +218,10 @@ def make_app(inspector: Inspector, hosts: list[str]) -> FastAPI:
                 raise HTTPException(400, "An edited text can't be empty: reject it instead.")
             if shown.label and completion not in inspector.released.labels:
                 raise HTTPException(400, "This is none of the run's labels.")
+            structure = inspector.released.structure if shown.kind == "example" and not shown.label else None
+            completion = structure.read(completion) if structure else completion
+            if completion is None:
+                raise HTTPException(400, "This answer lacks the structure that the task asks for: task.completion.")
         inspector.decide(lesson, verdict, prompt, completion)
         _, after = around(filters, place, shown)
         back = link(f"/at/{place}/{lesson}", filters) if place is not None else link(f"/example/{lesson}", filters)

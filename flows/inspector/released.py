@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tutelage.configs.errors import PrivacyError, UserError
 from tutelage.configs.records import Lesson, RoundReport
+from tutelage.configs.schema.structure import Structure
 from tutelage.privacy import review
 from tutelage.privacy.custody import PUBLIC_KEY
 from tutelage.privacy.release import LessonSet
@@ -25,6 +26,8 @@ class Released:
     lessons: tuple[Lesson, ...]
     labels: frozenset[str]
     """Of a classification; empty for generation."""
+    structure: Structure | None
+    """What every answer must be, as far as this folder tells; None: any text."""
     learned: frozenset[str]
     """Ids of those the last round's student learned from."""
     reports: tuple[RoundReport, ...]
@@ -70,6 +73,7 @@ def read_released(root: Path) -> Released:
         name=name,
         lessons=every.lessons,
         labels=labels,
+        structure=_structure(root),
         learned=frozenset(lesson.id for lesson in last),
         reports=reports,
         page=_inside(release, page) if page.exists() else None,
@@ -90,6 +94,15 @@ def _described(root: Path, reports: tuple[RoundReport, ...]) -> tuple[str, str, 
             file=root,
             remedy="name the run's folder",
         ) from None
+
+
+def _structure(root: Path) -> Structure | None:
+    """From run.json. Where there is only release/, what a round learns from is checked all the same."""
+    try:
+        asked = json.loads((root / "run.json").read_text())["recipe"]["task"].get("completion")
+        return None if asked is None else Structure.model_validate(asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _inside(release: Path, file: Path) -> Path:
