@@ -41,6 +41,19 @@ class _Calibration:
     """(K,): of one draft, its share of the prompt included."""
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What `write` was asked, and where its texts go."""
+
+    asked: Sequence[Request]
+    n: int
+    sampling: Sampling
+    seed: int
+    on_progress: Progress
+    out: list[list[Generation]]
+    """Of each request."""
+
+
 @dataclass
 class Routed:
     """A teacher (`Teacher`) that is several, chosen by a route.
@@ -76,16 +89,16 @@ class Routed:
         self, asked: Sequence[Request], n: int, sampling: Sampling, seed: int, on_progress: Progress = None
     ) -> list[list[Generation]]:
         """See `Teacher.write`."""
-        out: list[list[Generation]] = [[] for _ in asked]
+        call = _Call(asked, n, sampling, seed, on_progress, [[] for _ in asked])
         tried: list[int] = []
         if not self._learnt and not isinstance(self.route, LabelRoute):
             tried = dealt([one.label for one in asked], self.route.calibration_prompts)
-            self._calibrate(asked, tried, n, sampling, f"{seed}/calibration", on_progress, out)
+            self._calibrate(call, tried)
         rest = [i for i in range(len(asked)) if i not in set(tried)]
         by_route = self._climb if isinstance(self.route, CascadeRoute) else self._divide
-        by_route(asked, rest, n, sampling, str(seed), on_progress, out)
-        self._unwritten += sum(max(0, n - len(out[i])) for i in range(len(asked)))
-        return out
+        by_route(call, rest)
+        self._unwritten += sum(max(0, n - len(texts)) for texts in call.out)
+        return call.out
 
     def advise(self, system: str, user: str, n: int, sampling: Sampling, seed: int) -> list[Generation]:
         """See `Teacher.advise`. By the last of the teachers that the budget covers."""
@@ -145,35 +158,26 @@ class Routed:
 
     # ---- how it is done ---------------------------------------------------------------------------------------------
 
-    def _calibrate(
-        self,
-        asked: Sequence[Request],
-        chosen: Sequence[int],
-        n: int,
-        sampling: Sampling,
-        seed: str,
-        on_progress: Progress,
-        out: list[list[Generation]],
-    ) -> None:
+    def _calibrate(self, call: _Call, chosen: Sequence[int]) -> None:
         """Have every teacher answer some of the requests, keep all they write, and learn from it."""
         self._learnt = True
-        wanted = [(asked[i].prompt, n) for i in chosen]
-        answers, costs = [], []
+        wanted = [(call.asked[i].prompt, call.n) for i in chosen]
+        answers, costs, on_progress = [], [], call.on_progress
         for teacher in range(len(self.staff.teachers)):
-            before = self.staff.took
-            answers.append(self.staff.ask(teacher, wanted, sampling, f"{seed}/{teacher}", on_progress))
+            before, seed = self.staff.took, f"{call.seed}/calibration/{teacher}"
+            answers.append(self.staff.ask(teacher, wanted, call.sampling, seed, on_progress))
             on_progress = None  # the others answer what is counted already
-            drafts = n * sum(row is not None for row in answers[-1])
+            drafts = call.n * sum(row is not None for row in answers[-1])
             costs.append(float((self.staff.took - before) / drafts) if drafts else 0.0)
         for place, i in enumerate(chosen):
             for rows in answers:
-                out[i] += rows[place] or []
+                call.out[i] += rows[place] or []
         whole = [place for place in range(len(chosen)) if all(rows[place] is not None for rows in answers)]
-        labels = [asked[chosen[place]].label for place in whole for _ in range(n)]
+        labels = [call.asked[chosen[place]].label for place in whole for _ in range(call.n)]
         scores = [self._scores(labels, [text for place in whole for text in rows[place] or []]) for rows in answers]
-        groups = tuple(place for place in whole for _ in range(n))
+        groups = tuple(place for place in whole for _ in range(call.n))
         self._calibration = _Calibration(np.array(scores), tuple(labels), groups, tuple(costs))
-        self._learn(len(chosen) * n)
+        self._learn(len(chosen) * call.n)
 
     def _learn(self, written: int) -> None:
         found = self._calibration
@@ -188,60 +192,42 @@ class Routed:
             own = [i for i, one in enumerate(found.labels) if one == label]
             self._teacher_of[label] = int(found.scores[:, own].mean(1).argmax())
 
-    def _climb(
-        self,
-        asked: Sequence[Request],
-        rest: Sequence[int],
-        n: int,
-        sampling: Sampling,
-        seed: str,
-        on_progress: Progress,
-        out: list[list[Generation]],
-    ) -> None:
+    def _climb(self, call: _Call, rest: Sequence[int]) -> None:
         """Every draft by the first teacher whose threshold it reaches."""
-        wanted, held = dict.fromkeys(rest, n), {i: list[Generation]() for i in rest}
-        last = len(self.staff.teachers) - 1
+        wanted, held = dict.fromkeys(rest, call.n), {i: list[Generation]() for i in rest}
+        last, on_progress = len(self.staff.teachers) - 1, call.on_progress
         for teacher in range(last + 1):
-            listed = [(asked[i].prompt, count) for i, count in wanted.items()]
-            answers = dict(
-                zip(wanted, self.staff.ask(teacher, listed, sampling, f"{seed}/{teacher}", on_progress), strict=True)
-            )
+            listed = [(call.asked[i].prompt, count) for i, count in wanted.items()]
+            written = self.staff.ask(teacher, listed, call.sampling, f"{call.seed}/{teacher}", on_progress)
+            answers = dict(zip(wanted, written, strict=True))
             on_progress = None  # the others write what is counted already
             for i in [i for i, texts in answers.items() if texts is None]:
-                self._stand(teacher - 1, held[i], out[i])  # nobody dearer is covered
+                self._stand(teacher - 1, held[i], call.out[i])  # nobody dearer is covered
             open = {i: texts for i, texts in answers.items() if texts is not None}
             flat = [text for texts in open.values() for text in texts]
             good = [True] * len(flat)
             if teacher < last and self._thresholds[teacher] > 0:
-                labels = [asked[i].label for i, texts in open.items() for _ in texts]
+                labels = [call.asked[i].label for i, texts in open.items() for _ in texts]
                 good = [one >= self._thresholds[teacher] for one in self._scores(labels, flat)]
             verdicts = iter(good)
             wanted = {}
             for i, texts in open.items():
                 fine = [next(verdicts) for _ in texts]
-                self._stand(teacher, [text for text, ok in zip(texts, fine, strict=True) if ok], out[i])
+                self._stand(teacher, [text for text, ok in zip(texts, fine, strict=True) if ok], call.out[i])
                 held[i] = [text for text, ok in zip(texts, fine, strict=True) if not ok]
                 if held[i]:
                     wanted[i] = len(held[i])
             if not wanted:
                 break
 
-    def _divide(
-        self,
-        asked: Sequence[Request],
-        rest: Sequence[int],
-        n: int,
-        sampling: Sampling,
-        seed: str,
-        on_progress: Progress,
-        out: list[list[Generation]],
-    ) -> None:
+    def _divide(self, call: _Call, rest: Sequence[int]) -> None:
         """Every label by its own teacher; one that none is known for by the first."""
         for teacher in range(len(self.staff.teachers)):
-            own = [i for i in rest if self._teacher_of.get(asked[i].label, 0) == teacher]
-            wanted = [(asked[i].prompt, n) for i in own]
-            for i, texts in zip(own, self.staff.ask(teacher, wanted, sampling, seed, on_progress), strict=True):
-                self._stand(teacher, texts or [], out[i])
+            own = [i for i in rest if self._teacher_of.get(call.asked[i].label, 0) == teacher]
+            wanted = [(call.asked[i].prompt, call.n) for i in own]
+            written = self.staff.ask(teacher, wanted, call.sampling, str(call.seed), call.on_progress)
+            for i, texts in zip(own, written, strict=True):
+                self._stand(teacher, texts or [], call.out[i])
 
     def _stand(self, teacher: int, texts: Sequence[Generation], out: list[Generation]) -> None:
         out += texts

@@ -83,15 +83,12 @@ class Purse:
             os.close(self._file)
             raise
         self._begun = len(self._calls)
+        self.spent = sum((self._cost(one) for one in self._calls), Fraction(0))
+        """Settled calls at what they took, open ones at their worst."""
 
     def close(self) -> None:
         """Let go of the journal."""
         os.close(self._file)
-
-    @property
-    def spent(self) -> Fraction:
-        """Settled calls at what they took, open ones at their worst."""
-        return sum((self._cost(one) for one in self._calls), Fraction(0))
 
     @property
     def lost(self) -> Fraction:
@@ -129,6 +126,7 @@ class Purse:
             raise UserError("the budget does not cover this call", key="teach.route.budget", remedy="raise it")
         self._write({"reserve": digest, "teacher": teacher, "read": worst.read, "drawn": worst.drawn})
         self._calls.append(_Call(digest, teacher, worst))
+        self.spent += self._cost(self._calls[-1])
         return len(self._calls) - 1
 
     def settle(self, number: int, texts: Texts) -> None:
@@ -144,7 +142,9 @@ class Purse:
         rows = [[[one.text, one.finished, one.read, one.drawn] for one in row] for row in texts]
         self._write({"settle": number, "read": took.read, "drawn": took.drawn, "texts": rows})
         over = took.read > call.tokens.read or took.drawn > call.tokens.drawn
+        self.spent -= self._cost(call)
         call.tokens, call.texts = took, texts
+        self.spent += self._cost(call)
         if over and self.limit is not None:
             raise UserError(
                 f"teacher {call.teacher!r} took more tokens than its tokenizer counts, so no budget can be kept",

@@ -341,14 +341,14 @@ def test_processes_side_by_side_write_what_one_writes(wide_model: Path, wide_sta
             [wide_starts[each].rstrip("\ufffd")] for each in PROMPTS
         ]
         assert several.generate([], 1, GREEDY, 0) == []
-        [first, second] = [engine._worker for engine in several.engines]
+        [first, second] = [engine._process for engine in several.engines]
         assert first is not None
         assert second is not None
         assert first.pid != second.pid
         os.kill(second.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="signal 9"):
             several.generate(PROMPTS, 3, LOOSE, 1)
-        assert not [engine for engine in several.engines if engine._worker], "both have ended"
+        assert not [engine for engine in several.engines if engine._process], "both have ended"
         assert one.generate(PROMPTS, 3, LOOSE, 1) == written
 
 

@@ -213,9 +213,9 @@ def kill_workers(model: Path, mark: str, kills: int) -> None:
             killed = threading.Event()
 
             def kill(wait: float, killed: threading.Event = killed) -> None:
-                while engine._worker is None:
+                while engine._process is None:
                     time.sleep(0.01)
-                pid = engine._worker.pid
+                pid = engine._process.pid
                 time.sleep(wait)
                 killed.set()
                 os.kill(pid, signal.SIGKILL)
@@ -274,7 +274,7 @@ def test_a_process_that_hangs_is_ended(wide_model: Path, mark: str) -> None:
     config = VllmConfig(kind="vllm", kv_cache_gib=1, timeout_s=5)
     with contextlib.closing(VllmEngine(wide_model, config)) as engine:
         engine.generate(["a"], 1, SAMPLING, 0)
-        worker = engine._worker
+        worker = engine._process
         assert worker is not None
         stop = threading.Timer(1, os.kill, (worker.pid, signal.SIGSTOP))
         stop.start()

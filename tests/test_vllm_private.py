@@ -16,7 +16,7 @@ from typing import Any
 import dp_accounting as dp
 import pytest
 import torch
-from private_batches import DIVISORS, MAILS, STOP, batches, mechanism, publics, shown, write
+from private_batches import MAILS, STOP, batches, mechanism, publics, shown, write
 from scipy.stats import chi2_contingency
 from tiny_model import make_tiny_model
 from vllm_environment import needs_vllm, played_by
@@ -26,8 +26,8 @@ from tutelage.configs.models import load_model, resolve_model
 from tutelage.configs.schema import VllmConfig
 from tutelage.privacy.ledger import Internal
 from tutelage.privacy.mechanism import PrivatePrediction
-from tutelage.teachers.engines import vllm
-from tutelage.teachers.engines.base import Generation
+from tutelage.teachers.engines import vllm_process
+from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.engines.private import Batch, Member, Public
 from tutelage.teachers.engines.vllm import VllmEngine, vllm_python
 from tutelage.teachers.engines.vllm_private import VllmDecoder
@@ -137,7 +137,7 @@ def test_what_it_says_when_it_fails(
             engine.decoder(TAIL_TOKENS).write(
                 publics(), batches(2), mechanism(), Internal(), stop=STOP, on_written=lambda part, _: told.append(part)
             )
-        assert engine._worker is None
+        assert engine._process is None
     assert not told
     assert not any(mail in str(caught.value) for mail in MAILS)
 
@@ -185,7 +185,7 @@ while True:
         file.write(f"{{os.getpid()}} ")
     send({{"done": True}} if "write" in request else {{"texts": [[["so", True, 2]]]}})
 """
-    sampling = vllm.Sampling(8, 1.0, 1.0, 0, STOP)
+    sampling = Sampling(8, 1.0, 1.0, 0, STOP)
     with played_by(program, tiny_model, tmp_path) as engine:
         small, large = engine.decoder(20), engine.decoder(60)
         for one in (large, small, large):
@@ -334,7 +334,6 @@ class TestWithVllm:
                 assert float(change.max()) <= 1.5 * (1 + 1e-12)
                 moved = max(moved, float(change.max()))
             assert moved > 0.1 * 1.5, "the record does count"
-        assert DIVISORS[0] != DIVISORS[1]
 
     def test_it_stops_where_rows_of_a_batch_are_not_together(self, seen: dict[str, Any]) -> None:
         stopped = dict(seen["torn"])
@@ -374,7 +373,7 @@ def within(model: Path, tmp_path_factory: pytest.TempPathFactory, asked: dict[st
     subprocess.run(
         [
             str(vllm_python()), "-I", str(Path(__file__).with_name("vllm_steps.py")),
-            str(vllm.WORKER.parent), str(model), str(folder / "asked.json"), str(folder / "out.pt"),
+            str(vllm_process.WORKER.parent), str(model), str(folder / "asked.json"), str(folder / "out.pt"),
         ],
         env=environment | {"OMP_NUM_THREADS": "2"},  # one thread shares with nobody
         check=True, timeout=500,

@@ -19,7 +19,7 @@ import pytest
 
 from tutelage.configs.errors import UserError
 from tutelage.configs.schema import VllmConfig
-from tutelage.teachers.engines import vllm
+from tutelage.teachers.engines import vllm_process
 from tutelage.teachers.engines.vllm import VllmEngine, vllm_python
 
 
@@ -56,7 +56,7 @@ def played_by(program: str, model: Path, folder: Path, **settings: Any) -> Itera
     path.write_text(_FAKE + textwrap.dedent(program))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUTELAGE_VLLM", sys.executable)
-        patch.setattr(vllm, "WORKER", path)
+        patch.setattr(vllm_process, "WORKER", path)
         with contextlib.closing(VllmEngine(model, VllmConfig(kind="vllm", **settings))) as engine:
             yield engine
 

@@ -31,10 +31,10 @@ def main() -> None:
     settings = {"model": str(model), "dtype": "float32", "gpu_memory_utilization": 0.9, "enforce_eager": True}
     llm, modules, _ = worker._load(settings, asked["start"], None)
     private = modules.private
-    found: dict[str, Any] = {"apart": private.apart(llm, asked["start"])}
+    found: dict[str, Any] = {"apart": modules.apart.apart(llm, asked["start"], private.Coupling)}
     if "write" not in asked:
         let_threads_share_attention()
-        found["apart where threads share attention"] = private.apart(llm, asked["start"])
+        found["apart where threads share attention"] = modules.apart.apart(llm, asked["start"], private.Coupling)
         torch.save(found, out)
         return
     request = asked["write"]

@@ -1,23 +1,15 @@
 """The vLLM engine: vLLM in a process and a Python environment of its own, and what this side says to it.
 
-Private prompts cross the two pipes and nothing else: no argument, no environment variable, no file, no log. What the
-process prints is thrown away, since vLLM quotes requests when it fails; `TUTELAGE_SHOW_MESSAGES=1` shows it. The
-protocol is told in vllm_worker.py, which is what runs over there.
+The process and its pipes are in vllm_process.py; the protocol is told in vllm_worker.py, which is what runs over there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import random
-import select
-import signal
-import struct
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +21,7 @@ from tutelage.configs.schema import VllmConfig
 from tutelage.configs.store import file_digest
 from tutelage.teachers.engines.base import Generation, Sampling, chat_prompt, too_long
 from tutelage.teachers.engines.rows import shared_rows
+from tutelage.teachers.engines.vllm_process import VllmProcess
 
 if TYPE_CHECKING:
     from tutelage.teachers.engines.vllm_private import VllmDecoder
@@ -36,15 +29,10 @@ if TYPE_CHECKING:
 Send = Callable[[dict[str, Any]], None]
 Receive = Callable[[], dict[str, Any]]
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
 PYTHON = "TUTELAGE_VLLM"
 """Names the Python of the environment that has vLLM."""
 
-_LENGTH = struct.Struct(">I")
-_READ_BYTES = 1 << 16
 _SHOWN_CHARS = 300
-_LOOK_S = 1.0
-"""Between two looks at whether the process is there."""
 
 
 def vllm_python() -> Path:
@@ -80,7 +68,7 @@ class VllmEngine:
         self.folder, self.config, self.python = folder, config, vllm_python()
         self.adapter, self.rank = adapter, rank
         self.tokenizer = load_tokenizer(folder)
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._process: VllmProcess | None = None
         self._private: dict[str, Any] | None = None
         """What it was begun with for private prediction."""
 
@@ -154,23 +142,14 @@ class VllmEngine:
 
     def end(self) -> None:
         """End the process while another thread waits for it, which then hears so and closes."""
-        worker = self._worker
-        if worker is not None and worker.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.end()
 
     def close(self) -> None:
         """End the process and all that it began. The next text begins another."""
-        worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        # Before its leader is waited for, no other process group can have the number.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        for stream in (worker.stdin, worker.stdout):
-            with contextlib.suppress(OSError):
-                stream and stream.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     @contextlib.contextmanager
     def at_work(self, private: dict[str, Any] | None = None) -> Iterator[tuple[Send, Receive]]:
@@ -182,28 +161,20 @@ class VllmEngine:
             private: What private prediction needs it to be begun with; None: anything but that.
         """
         try:
-            if self._worker is not None and not _serves(self._private, private):
+            if self._process is not None and not _serves(self._private, private):
                 self.close()
-            worker = self._worker or self._start(private)
-            yield functools.partial(self._send, worker), functools.partial(self._hear, worker)
+            process = self._process or self._start(private)
+            yield process.send, functools.partial(self._hear, process)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, private: dict[str, Any] | None) -> subprocess.Popen[bytes]:
+    def _start(self, private: dict[str, Any] | None) -> VllmProcess:
         self._private = private
-        worker = self._worker = subprocess.Popen(
-            # -I: else the folder of the program comes first, where `vllm` is this module
-            [str(self.python), "-I", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("TUTELAGE_SHOW_MESSAGES") else subprocess.DEVNULL,
-            env=self._environment(),
-            start_new_session=True,  # one group to end, and Ctrl-C is not for it
-        )
-        self._send(worker, {"llm": self._settings(), "private": private, "adapter": self._adapter()})
+        process = self._process = VllmProcess(self.python, self._environment())
+        process.send({"llm": self._settings(), "private": private, "adapter": self._adapter()})
         limit = self.config.start_timeout_s
-        answer = self._receive(worker, limit, f"vLLM was not ready after {limit} s", "start_timeout_s")
+        answer = process.receive(limit, f"vLLM was not ready after {limit} s", "start_timeout_s")
         if "failed" in answer:
             why = " ".join(str(answer["why"]).split())[:_SHOWN_CHARS]
             raise UserError(
@@ -212,9 +183,9 @@ class VllmEngine:
             )  # fmt: skip
         if "shared" in answer:
             raise shared_rows("gives a row other scores with vLLM when other rows change")
-        return worker
+        return process
 
-    def _hear(self, worker: subprocess.Popen[bytes]) -> dict[str, Any]:
+    def _hear(self, process: VllmProcess) -> dict[str, Any]:
         """The answer to a request.
 
         Raises:
@@ -223,7 +194,7 @@ class VllmEngine:
         """
         limit = self.config.timeout_s
         silent = f"vLLM was silent for {limit} s while it wrote"
-        while "alive" in (answer := self._receive(worker, limit, silent, "timeout_s")):
+        while "alive" in (answer := process.receive(limit, silent, "timeout_s")):
             pass
         if answer.get("failed") == "Torn":
             raise PrivacyError(
@@ -273,55 +244,6 @@ class VllmEngine:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two silos' processes would share the same cores
         }
 
-    def _send(self, worker: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
-        assert worker.stdin is not None
-        data = json.dumps(message).encode()
-        try:
-            worker.stdin.write(_LENGTH.pack(len(data)) + data)
-            worker.stdin.flush()
-        except BrokenPipeError:
-            raise self._died(worker) from None
-
-    def _receive(self, worker: subprocess.Popen[bytes], limit_s: float, late: str, key: str) -> dict[str, Any]:
-        """The next message, within a time; `late`: what is said where it takes longer; `key`: what would allow it.
-
-        Raises:
-            UserError: the process has ended, or it took too long.
-        """
-        assert worker.stdout is not None
-        until = time.monotonic() + limit_s
-        pipe, data, wanted = worker.stdout.fileno(), bytearray(), _LENGTH.size
-        while len(data) < wanted:
-            ready, _, _ = select.select([pipe], [], [], _LOOK_S)
-            if not ready and _has_ended(worker):  # and something that it began holds the pipe open
-                raise self._died(worker)
-            if not ready and time.monotonic() < until:
-                continue
-            if not ready:
-                raise UserError(
-                    late, key="teach.engine",
-                    remedy=f"raise teach.engine.{key}; TUTELAGE_SHOW_MESSAGES=1 shows what it does",
-                )  # fmt: skip
-            part = os.read(pipe, min(_READ_BYTES, wanted - len(data)))
-            if not part:
-                raise self._died(worker)
-            data += part
-            if len(data) == _LENGTH.size == wanted:
-                wanted += _LENGTH.unpack(data)[0]
-        message: dict[str, Any] = json.loads(data[_LENGTH.size :])
-        return message
-
-    def _died(self, worker: subprocess.Popen[bytes]) -> UserError:
-        os.waitid(
-            os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT
-        )  # close() must not be what ends it: it is asked how it did
-        self.close()
-        how = f"signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
-        return UserError(
-            f"the process with vLLM ended ({how})", key="teach.engine",
-            remedy="if it was out of memory, lower teach.engine.kv_cache_gib, gpu_memory_utilization or max_model_len",
-        )  # fmt: skip
-
 
 def prompt_seeds(seed: int, count: int) -> list[int]:
     """A seed for each of so many prompts."""
@@ -333,11 +255,6 @@ def _serves(begun: dict[str, Any] | None, private: dict[str, Any] | None) -> boo
     if begun is None or private is None:
         return begun is private
     return all(begun[key] >= private[key] for key in ("rows", "width", "longest", "max_model_len"))
-
-
-def _has_ended(worker: subprocess.Popen[bytes]) -> bool:
-    """Whether it has, without waiting for it: until then its group keeps its number."""
-    return os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def _dtype(config: VllmConfig) -> str:

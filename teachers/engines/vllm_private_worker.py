@@ -7,16 +7,14 @@ computes; what protects is `privacy/mechanism.py`, the same file as everywhere.
 It fails closed. Rows of a batch are read in one step and step together: neither is a prompt read in parts nor a row
 put off for another, since no more is admitted than there is room for until its end. If a step has not all rows of every
 batch, or a row was given another token than was drawn for it, `Torn` is raised, and no text that it was part of leaves.
-No two prompts share a cache, and rows must be computed apart, to the last bit, which is tried before the first is read.
+No two prompts share a cache, and rows must be computed apart (`vllm_apart.py`).
 
-It runs in vLLM's own Python, with nothing of ours but `mechanism.py` and `drawn.py`, loaded by `vllm_worker.py`.
+It runs in vLLM's own Python, with nothing of ours but `mechanism.py`, `drawn.py` and `vllm_apart.py`, loaded by
+`vllm_worker.py`.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -326,73 +324,6 @@ def _refused(decoding: Decoding) -> dict[str, Any] | None:
     if decoding.slots() < 1:
         return {"no_room": decoding.rows * decoding.longest()}
     return None
-
-
-def compute_apart(on_processor: bool) -> None:
-    """Have vLLM compute a row the same whatever other rows stand beside it, as far as it has a way to.
-
-    On a processor it deals attention out to its threads by all rows' lengths; where a prompt or its keys are cut for
-    that, sums are taken in another order. For a single thread nothing is cut; all else has all threads.
-    """
-    if not on_processor:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        return
-    from vllm import _custom_ops
-
-    for name in ("cpu_attn_get_scheduler_metadata", "cpu_attention_with_kv_cache"):
-        setattr(_custom_ops, name, _by_one_thread(getattr(_custom_ops, name)))
-
-
-def _by_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def alone(*given: Any, **named: Any) -> Any:
-        threads = torch.get_num_threads()
-        torch._C.set_num_threads(1)  # vLLM has made torch.set_num_threads do nothing
-        try:
-            return function(*given, **named)
-        finally:
-            torch._C.set_num_threads(threads)
-
-    return alone
-
-
-_TRIED_STEPS = 3
-_TRIED_TOKENS = 1024
-"""Of the prompts that stand beside the one that is tried, about."""
-
-
-def apart(llm: Any, start: dict[str, Any]) -> bool:
-    """Whether a row's scores are the same to the last bit whatever other rows, of whatever lengths, stand beside it.
-
-    Args:
-        llm: vLLM's.
-        start: `rows` of a batch, and `longest`: tokens that a row may have. So much is tried.
-    """
-    chance, words = random.Random(0), llm.llm_engine.vllm_config.model_config.get_vocab_size()
-
-    def prompt(length: int) -> list[int]:
-        return [chance.randrange(words) for _ in range(max(1, length))]
-
-    own, found = prompt(start["longest"] - _TRIED_STEPS), list[list[torch.Tensor]]()
-    most = start["rows"] - 1
-    some = min(most, -(-_TRIED_TOKENS // len(own)))
-    beside = [[], [len(own)] * some, [len(own) // 3] * some, [1] * most]
-    beside.append([chance.randrange(len(own)) for _ in range(some)])
-    for lengths in beside:
-        seen: list[torch.Tensor] = []
-        Coupling.seen = seen
-        rows = [(own, {"private": (-1, 0)}), *((prompt(length), None) for length in lengths)]
-        settings = [
-            SamplingParams(max_tokens=_TRIED_STEPS, temperature=0, ignore_eos=True, extra_args=extra)
-            for _, extra in rows
-        ]
-        try:
-            llm.generate([{"prompt_token_ids": ids} for ids, _ in rows], settings, use_tqdm=False)
-        finally:
-            Coupling.seen = None
-        found.append(seen)
-    # None are seen where the processor is not asked.
-    return all(len(one) == _TRIED_STEPS and all(map(torch.equal, one, found[0])) for one in found)
 
 
 def settings(start: dict[str, Any]) -> dict[str, Any]:

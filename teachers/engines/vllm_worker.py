@@ -83,7 +83,7 @@ def main() -> None:
         traceback.print_exc()
         send(answers, {"failed": type(error).__name__, "why": str(error)})
         _end()
-    if modules and not modules.private.apart(llm, start["private"]):
+    if modules and not modules.apart.apart(llm, start["private"], modules.private.Coupling):
         send(answers, {"shared": True})
         _end()
     send(answers, {"ready": {"max_model_len": llm.model_config.max_model_len}})
@@ -115,10 +115,10 @@ def _load(
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # it asks no logits processor
         beside = Path(__file__).parent
         modules = types.SimpleNamespace(
-            private=_module("vllm_private_worker", beside), drawn=_module("drawn", beside),
-            mechanism=_module("mechanism", Path(private["mechanism"]).parent),
+            private=_module("vllm_private_worker", beside), apart=_module("vllm_apart", beside),
+            drawn=_module("drawn", beside), mechanism=_module("mechanism", Path(private["mechanism"]).parent),
         )  # fmt: skip
-        modules.private.compute_apart(here)
+        modules.apart.compute_apart(here)
         settings |= modules.private.settings(private)
     if settings["enforce_eager"] is None:  # compiling for a processor takes longer than it saves
         settings["enforce_eager"] = here
