@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -129,6 +130,10 @@ def plan(recipe: Recipe) -> Plan:
             texts = labels * formal.candidates_per_label * (formal.iterations + 1) // 2
             prompts = times * recipe.rounds * silos * texts
             prompt_tokens, generated = int(prompts * (length + 40)), prompts * teach.max_new_tokens
+    if recipe.structure:  # an answer is a text of its own, after all that its draft is so far
+        again = prompt_tokens // prompts + teach.max_new_tokens
+        prompt_tokens += again * generated // teach.max_new_tokens
+        generated *= 2
     # What rounds have released adds up, so later rounds learn from more.
     lessons = sum(
         min(
@@ -199,7 +204,8 @@ def _units(records: Sequence[PrivateRecord], loaded: Loaded, formal: FormalPriva
 
 
 def _mean_tokens(dealt: Partition, tokenizer: Any) -> float:
-    texts = [record.text for records in dealt.silos.values() for record in records][:_SAMPLE]
+    records = itertools.chain.from_iterable(dealt.silos.values())
+    texts = [record.text for record in itertools.islice(records, _SAMPLE)]
     return sum(len(ids) for ids in tokenizer(texts)["input_ids"]) / len(texts)
 
 

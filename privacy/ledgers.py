@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import hmac
+import itertools
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -191,9 +192,9 @@ _KEY_BYTES = 32
 
 def _tags(key: bytes, records: Sequence[PrivateRecord], owner_of: Mapping[str, str] | None) -> list[str]:
     """A tag per record and, where owners are known, one more for its owner; sorted."""
-    named = [f"record\0{record.source}" for record in records]
+    named: Iterator[str] = (f"record\0{record.source}" for record in records)
     if owner_of is not None:
-        named += [f"owner\0{owner_of[record.id]}" for record in records]
+        named = itertools.chain(named, (f"owner\0{owner_of[record.id]}" for record in records))
     return sorted(hmac.digest(key, name.encode(errors="surrogatepass"), hashlib.sha256).hex()[:32] for name in named)
 
 

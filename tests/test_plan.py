@@ -90,7 +90,13 @@ def test_a_generation_has_prompts_per_silo(tmp_path: Path, tiny_model: Path) -> 
     rows = [{"prompt": " ".join(draw.choices(WORDS, k=9)), "completion": str(i)} for i in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = recipe_for(path, tiny_model) | {"task": {"kind": "generation", "description": "Answer."}}
-    assert plan(parse_recipe(recipe)).prompts == 2 * SILOS * 5
+    planned = plan(parse_recipe(recipe))
+    assert planned.prompts == 2 * SILOS * 5
+    recipe["task"] |= {"completion": {"regex": "[0-9]+"}}
+    structured = plan(parse_recipe(recipe))
+    assert structured.generated_tokens == 2 * planned.generated_tokens, "the answers are texts of their own"
+    assert structured.prompt_tokens > planned.prompt_tokens + planned.generated_tokens
+    assert (structured.prompts, structured.drafts) == (planned.prompts, planned.drafts)
 
 
 def test_the_command_prints_it(
