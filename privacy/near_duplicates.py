@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +15,13 @@ from tutelage.privacy.similarity import SHINGLE_WORDS, words
 
 _AT_A_TIME = 256
 """Texts that are held at once."""
+_READ_AT_A_TIME = 4096
+_RANGES = 16
+"""Of hashes: candidates are sought in one after the other."""
 _PAIRS = 1 << 11
 """Pairs that are compared at once."""
-_FEWEST_SLOTS, _MOST_SLOTS = 12, 25
-"""Of counts of shingles: powers of 2, a byte each."""
+_FEWEST_SLOTS, _MOST_SLOTS = 12, 24
+"""Of counts of shingles: powers of 2, two bytes each. With one byte all that is common would count as equally rare."""
 _ROUNDING = 1e-9
 """0.7 * 10 is a little more than 7."""
 
@@ -48,10 +52,10 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float) -> np.ndarray:
     _, rows, same = np.unique(digests, return_index=True, return_inverse=True)
     del digests
     sizes = sizes[rows]
-    hashes, owners = _rare(texts, rows, sizes, rarity, threshold)
+    rare = _rare(texts, rows, sizes, rarity, threshold)
     del rarity
     near = [np.zeros((2, 0), dtype=np.int64)]
-    for a, b in _candidates(hashes, owners, sizes, threshold):
+    for a, b in _candidates(rare, sizes, threshold):
         near.append(np.stack([a, b])[:, _jaccard_of(texts, rows, a, b) >= threshold])
     edges = np.concatenate(near, axis=1)  # (2, near-duplicate pairs)
     graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), tuple(edges)), shape=(len(rows), len(rows)))
@@ -67,27 +71,27 @@ def by_appearance(labels: np.ndarray) -> np.ndarray:
 
 
 def _surveyed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A digest of each text's shingles, how many it has, and in how many texts a slot's shingles are, up to 255.
+    """A digest of each text's shingles, how many it has, and in how many texts a slot's shingles are.
 
     A shingle's slot is by its hash, and others may share it: so a count is at least the shingle's own.
     """
     digests, sizes = np.empty(len(texts), dtype=np.int64), np.empty(len(texts), dtype=np.int32)
-    rarity = np.zeros(1 << min(_MOST_SLOTS, max(_FEWEST_SLOTS, (64 * len(texts)).bit_length())), dtype=np.uint8)
+    rarity = np.zeros(1 << min(_MOST_SLOTS, max(_FEWEST_SLOTS, (64 * len(texts)).bit_length())), dtype=np.uint16)
     start = 0
-    for part in _parts(texts):
+    for part in _parts(texts, _AT_A_TIME):
         hashes, lengths = _hashed(part)
         end = start + len(part)
         digests[start:end] = [hash(one.tobytes()) for one in np.split(hashes, np.cumsum(lengths)[:-1])]
         sizes[start:end] = lengths
         slots, counts = np.unique(_slot(hashes, rarity), return_counts=True)
-        rarity[slots] = np.minimum(rarity[slots] + counts, 255)
+        rarity[slots] = np.minimum(rarity[slots] + counts, np.iinfo(np.uint16).max)
         start = end
     return digests, sizes, rarity
 
 
-def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+def _parts(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = iter(texts)
-    while part := list(itertools.islice(rest, _AT_A_TIME)):
+    while part := list(itertools.islice(rest, size)):
         yield part
 
 
@@ -121,9 +125,20 @@ def _hashed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return hashes[first], np.bincount(owner[first], minlength=len(texts))
 
 
+class _Rare(NamedTuple):
+    """Shingles of sets, an entry for each set that has one."""
+
+    hashes: np.ndarray
+    """uint64"""
+    owners: np.ndarray
+    """int32: number of the set, an index into the rows that stand for all."""
+    places: np.ndarray
+    """int32: how many of the set are rarer."""
+
+
 def _rare(
     texts: Iterable[str], rows: np.ndarray, sizes: np.ndarray, rarity: np.ndarray, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[_Rare]:
     """The rarest shingles of each set that any near-duplicate of it must share one of.
 
     Two sets of a Jaccard similarity of `threshold` have so much in common that one of the rarest
@@ -132,51 +147,59 @@ def _rare(
     that shares a common phrase, which grows with the square of texts.
 
     Returns:
-        Hashes (uint64) and the number of the set (int32, an index into `rows`) that each is of. What is in one set
-        only is left out.
+        By some bits of their hashes: all that is compared with each other is in one. What is in one set only is left
+        out.
     """
-    hashes, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int32)]
+    found: list[list[_Rare]] = [[] for _ in range(_RANGES)]
     first = np.minimum(sizes, sizes - np.ceil(threshold * sizes - _ROUNDING).astype(np.int64) + 1)
     numbers = np.argsort(rows).astype(np.int32)  # of the sets, in the order in which their texts come
     chosen = np.zeros(int(rows.max()) + 1, dtype=bool)
     chosen[rows] = True
     start = 0
-    for part in _parts(itertools.compress(texts, chosen)):
-        found, lengths = _hashed(part)
-        owner = np.repeat(numbers[start : start + len(part)], lengths)
-        times = rarity[_slot(found, rarity)]
-        row = np.repeat(np.arange(len(part)), lengths)
-        order = np.lexsort((found, times, row))
-        place = np.arange(len(found)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-        kept = order[(place < first[owner]) & (times[order] > 1)]
-        hashes.append(found[kept])
-        owners.append(owner[kept])
+    for part in _parts(itertools.compress(texts, chosen), _READ_AT_A_TIME):
+        hashes, lengths = _hashed(part)
+        owners = np.repeat(numbers[start : start + len(part)], lengths)
+        times = rarity[_slot(hashes, rarity)]
+        order = np.lexsort((hashes, times, np.repeat(np.arange(len(part)), lengths)))
+        place = np.arange(len(hashes)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        kept = (place < first[owners]) & (times[order] > 1)
+        hashes, owners, places = hashes[order[kept]], owners[order[kept]], place[kept].astype(np.int32)
+        bits = hashes >> np.uint64(64 - _RANGES.bit_length() + 1)
+        for number, some in enumerate(found):
+            own = bits == number
+            some.append(_Rare(hashes[own], owners[own], places[own]))
         start += len(part)
-    return np.concatenate(hashes), np.concatenate(owners)
+    return [_Rare(*map(np.concatenate, zip(*some, strict=True))) for some in found]
 
 
-def _candidates(
-    hashes: np.ndarray, owners: np.ndarray, sizes: np.ndarray, threshold: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of sets that share a rare shingle and are of like size, some ten thousands at a time; some twice."""
-    order = np.argsort(hashes)
-    hashes, owners = hashes[order], owners[order]
-    ends = np.append(np.flatnonzero(np.diff(hashes)) + 1, len(hashes))
-    end = np.repeat(ends, np.diff(ends, prepend=0))  # of the run of equal hashes that a place is in
-    places, held, count = np.arange(len(hashes)), [], 0
-    for apart in range(1, len(hashes)):
-        places = places[places + apart < end[places]]
-        if not len(places):
-            break
-        for start in range(0, len(places), _PAIRS):
-            here = places[start : start + _PAIRS]
-            a, b = owners[here], owners[here + apart]
-            alike = np.minimum(sizes[a], sizes[b]) >= threshold * np.maximum(sizes[a], sizes[b]) - 1
-            held.append((np.minimum(a, b)[alike], np.maximum(a, b)[alike]))
-            count += int(alike.sum())
-            if count >= _PAIRS:
-                yield _once(held)
-                held, count = [], 0
+def _candidates(rare: Iterable[_Rare], sizes: np.ndarray, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs of sets that may be near-duplicates, some thousands at a time; some twice.
+
+    They share a rare shingle, and if it is the first that they share, they have no more in common than what is less
+    rare in either (positional filtering: Xiao et al. 2008).
+    """
+    held, count = [], 0
+    for one in rare:
+        order = np.argsort(one.hashes)
+        hashes, owners, places = one.hashes[order], one.owners[order], one.places[order]
+        ends = np.append(np.flatnonzero(np.diff(hashes)) + 1, len(hashes))
+        end = np.repeat(ends, np.diff(ends, prepend=0))  # of the run of equal hashes that an entry is in
+        entries = np.arange(len(hashes))
+        for apart in range(1, len(hashes)):
+            entries = entries[entries + apart < end[entries]]
+            if not len(entries):
+                break
+            for start in range(0, len(entries), _PAIRS):
+                first = entries[start : start + _PAIRS]
+                second = first + apart
+                a, b = owners[first], owners[second]
+                most = np.minimum(sizes[a] - places[first], sizes[b] - places[second])  # that they have in common
+                may = most >= threshold * (sizes[a] + sizes[b] - most) - _ROUNDING
+                held.append((np.minimum(a, b)[may], np.maximum(a, b)[may]))
+                count += int(may.sum())
+                if count >= _PAIRS:
+                    yield _once(held)
+                    held, count = [], 0
     if count:
         yield _once(held)
 
