@@ -31,6 +31,10 @@ def steps(task: Task) -> int:
     return 2 if isinstance(task, GenerationTask) and task.completion else 1
 
 
+Ask = Callable[[Sequence[str], int, Sampling, str], list[list[Generation]]]
+"""(prompts, texts of each, sampling, name of the step) -> the texts of the first prompts, as many as can be had."""
+
+
 def write_texts(
     engine: Engine,
     task: Task,
@@ -40,27 +44,39 @@ def write_texts(
     seed: int,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[list[Generation]]:
-    """As `Engine.generate` for example prompts; `on_progress` hears of each text `steps` times.
+    """As `Engine.generate` for example prompts; `on_progress` hears of each text `steps` times."""
 
-    A text whose prompt does not end is given as it is, without a completion, so it is malformed.
+    def ask(prompts: Sequence[str], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
+        own = random.Random(f"{seed}/{step}").getrandbits(48) if step else seed
+        return engine.generate(prompts, n, sampling, own, on_progress)
+
+    return in_steps(task, [one.prompt for one in asked], n, sampling, ask, on_progress)
+
+
+def in_steps(
+    task: Task | None,
+    asked: Sequence[str],
+    n: int,
+    sampling: Sampling,
+    ask: Ask,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[list[Generation]]:
+    """Have example prompts continued, by whatever can continue a text. Without a task any prompts, and in one step.
+
+    A text whose prompt does not end, or whose completion cannot be had, is given as it is and so is malformed.
     """
     if not (isinstance(task, GenerationTask) and task.completion):
-        return engine.generate([one.prompt for one in asked], n, sampling, seed, on_progress)
-    opened = engine.generate(
-        [one.prompt for one in asked], n, replace(sampling, stop=prompts.ANSWER), seed, on_progress
-    )
+        return ask(asked, n, sampling, "")
+    opened = [list(row) for row in ask(asked, n, replace(sampling, stop=prompts.ANSWER), "")]
     answerable = [
         (at, j) for at, row in enumerate(opened) for j, one in enumerate(row) if prompts.asks(one.text, one.finished)
     ]
-    answers = engine.generate(
-        [prompts.answer_prompt(asked[at].prompt, opened[at][j].text) for at, j in answerable],
-        1,
-        replace(sampling, structure=task.completion),
-        random.Random(f"{seed}/answers").getrandbits(48),
-        on_progress,
+    constrained = replace(sampling, structure=task.completion)
+    answers = ask(
+        [prompts.answer_prompt(asked[at], opened[at][j].text) for at, j in answerable], 1, constrained, "answers"
     )
     if on_progress:
-        on_progress(len(asked) * n - len(answerable))
-    for (at, j), [answer] in zip(answerable, answers, strict=True):
+        on_progress(len(opened) * n - len(answers))
+    for (at, j), [answer] in zip(answerable, answers, strict=False):
         opened[at][j] = Generation(prompts.answer_prompt("", opened[at][j].text) + answer.text, answer.finished)
     return opened

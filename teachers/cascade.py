@@ -165,7 +165,7 @@ class Routed:
         answers, costs, on_progress = [], [], call.on_progress
         for teacher in range(len(self.staff.teachers)):
             before, seed = self.staff.took, f"{call.seed}/calibration/{teacher}"
-            answers.append(self.staff.ask(teacher, wanted, call.sampling, seed, on_progress))
+            answers.append(self.staff.ask(teacher, wanted, call.sampling, seed, on_progress, self.task))
             on_progress = None  # the others answer what is counted already
             drafts = call.n * sum(row is not None for row in answers[-1])
             costs.append(float((self.staff.took - before) / drafts) if drafts else 0.0)
@@ -198,7 +198,7 @@ class Routed:
         last, on_progress = len(self.staff.teachers) - 1, call.on_progress
         for teacher in range(last + 1):
             listed = [(call.asked[i].prompt, count) for i, count in wanted.items()]
-            written = self.staff.ask(teacher, listed, call.sampling, f"{call.seed}/{teacher}", on_progress)
+            written = self.staff.ask(teacher, listed, call.sampling, f"{call.seed}/{teacher}", on_progress, self.task)
             answers = dict(zip(wanted, written, strict=True))
             on_progress = None  # the others write what is counted already
             for i in [i for i, texts in answers.items() if texts is None]:
@@ -225,7 +225,7 @@ class Routed:
         for teacher in range(len(self.staff.teachers)):
             own = [i for i in rest if self._teacher_of.get(call.asked[i].label, 0) == teacher]
             wanted = [(call.asked[i].prompt, call.n) for i in own]
-            written = self.staff.ask(teacher, wanted, call.sampling, str(call.seed), call.on_progress)
+            written = self.staff.ask(teacher, wanted, call.sampling, str(call.seed), call.on_progress, self.task)
             for i, texts in zip(own, written, strict=True):
                 self._stand(teacher, texts or [], call.out[i])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 
-from tutelage.configs.schema import OpenAIConfig, TeacherConfig
+from tutelage.configs.schema import OpenAIConfig, Task, TeacherConfig
+from tutelage.teachers.answers import in_steps
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 from tutelage.teachers.spending import Purse, Tokens, call_digest
 
@@ -41,6 +42,7 @@ class Staff:
         sampling: Sampling,
         seed: str,
         on_progress: Callable[[int], object] | None = None,
+        task: Task | None = None,
     ) -> list[list[Generation] | None]:
         """Have one teacher write.
 
@@ -50,9 +52,11 @@ class Staff:
             sampling: How.
             seed: Seeds the calls, each in its own way.
             on_progress: Called with the number of texts just finished.
+            task: Of example prompts: what it says of completions holds, in a step of its own. None: any prompts.
 
         Returns:
-            The texts of each prompt; None where the purse does not cover them.
+            The texts of each prompt; None where the purse does not cover them. Where it covers their beginnings only,
+            they lack a completion.
         """
         alike = defaultdict(list)
         for i, (_, n) in enumerate(wanted):
@@ -61,7 +65,7 @@ class Staff:
         for n, left in sorted(alike.items()):
             while left:
                 batch = [wanted[i][0] for i in left[: max(1, self.rows // n)]]
-                texts = self._call(teacher, batch, n, sampling, f"{seed}/{n}/{len(left)}", on_progress)
+                texts = self._call(teacher, batch, n, sampling, f"{seed}/{n}/{len(left)}", on_progress, task)
                 if not texts:
                     break
                 for i, row in zip(left, texts, strict=False):
@@ -88,13 +92,19 @@ class Staff:
         sampling: Sampling,
         seed: str,
         on_progress: Callable[[int], object] | None,
+        task: Task | None,
     ) -> list[list[Generation]]:
         """Texts of the first prompts, as many as the purse covers; none: not even of one."""
-        texts = self._bought(teacher, prompts, n, sampling, seed, on_progress)
-        told = [one for row in texts for one in row]
-        drawn = sum(sampling.max_new_tokens if one.drawn is None else one.drawn for one in told)
-        self.took += self.teachers[teacher].cost(sum(one.read or 0 for one in told), drawn)
-        return texts
+
+        def ask(prompts: Sequence[str], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
+            own = f"{seed}/{step}" if step else seed
+            texts = self._bought(teacher, prompts, n, sampling, own, on_progress) if prompts else []
+            told = [one for row in texts for one in row]
+            drawn = sum(sampling.max_new_tokens if one.drawn is None else one.drawn for one in told)
+            self.took += self.teachers[teacher].cost(sum(one.read or 0 for one in told), drawn)
+            return texts
+
+        return in_steps(task, prompts, n, sampling, ask, on_progress)
 
     def _bought(
         self,
@@ -106,27 +116,26 @@ class Staff:
         on_progress: Callable[[int], object] | None,
     ) -> list[list[Generation]]:
         name = self.teachers[teacher].name
-        place = [name, n, asdict(sampling), seed]
-        known = call_digest(*place, *prompts)
-        paid = self.purse.paid_before(known)
-        if paid is None:
-            engine, drawn = self._engine(teacher), n * sampling.max_new_tokens
-            worst, covered = Tokens(), 0
-            for prompt in prompts:
-                grown = worst + Tokens(engine.most_read(prompt, n), drawn)
-                if not self.purse.covers(name, grown):
-                    break
-                worst, covered = grown, covered + 1
-            if not covered:
-                return []
-            prompts = prompts[:covered]
-            known = call_digest(*place, *prompts)
-            paid = self.purse.paid_before(known)
-        if paid is not None:
-            if on_progress:
-                on_progress(n * len(paid))
-            return paid
-        number = self.purse.reserve(known, name, worst)
+        structure = sampling.structure and sampling.structure.model_dump()
+        place = [name, n, {**asdict(replace(sampling, structure=None)), "structure": structure}, seed]
+        # The purse may have covered the first of them only; by now it covers less, and what was paid for is there.
+        for covered in range(len(prompts), 0, -1):
+            paid = self.purse.paid_before(call_digest(*place, *prompts[:covered]))
+            if paid is not None:
+                if on_progress:
+                    on_progress(n * len(paid))
+                return paid
+        engine, drawn = self._engine(teacher), n * sampling.max_new_tokens
+        worst, covered = Tokens(), 0
+        for prompt in prompts:
+            grown = worst + Tokens(engine.most_read(prompt, n), drawn)
+            if not self.purse.covers(name, grown):
+                break
+            worst, covered = grown, covered + 1
+        if not covered:
+            return []
+        prompts = prompts[:covered]
+        number = self.purse.reserve(call_digest(*place, *prompts), name, worst)
         texts = engine.generate(prompts, n, sampling, random.Random(seed).getrandbits(48), on_progress)
         self.purse.settle(number, texts)
         return texts

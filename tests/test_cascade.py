@@ -26,6 +26,7 @@ from tutelage.teachers import thresholds
 from tutelage.teachers.answers import Request
 from tutelage.teachers.cascade import Routed, dealt
 from tutelage.teachers.engines.base import Generation, Sampling
+from tutelage.teachers.prompts import ANSWER, parse_example
 from tutelage.teachers.scoring import PublicModel, score
 from tutelage.teachers.spending import Purse
 from tutelage.teachers.staff import Staff
@@ -79,6 +80,30 @@ QUALITY: dict[str, Callable[[str, random.Random], float]] = {
 }
 
 
+ASK = GenerationTask(description="Ask and answer.", completion={"regex": "0\\.[0-9]"})
+
+
+class Answerer(Writer):
+    """One that writes a question, and an answer where it is asked for one alone."""
+
+    def generate(
+        self, prompts: Sequence[str], n: int, sampling: Sampling, seed: int,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> list[list[Generation]]:  # fmt: skip
+        rows = super().generate(prompts, n, sampling, seed, on_progress)
+        if sampling.structure:
+            assert all(one.endswith(f"{ANSWER} ") for one in prompts)
+            assert sampling.structure == ASK.completion
+        text = "{answer}" if sampling.structure else "question of {name}"
+        return [
+            [Generation(text.format(answer=one.text.split()[1][:3], name=self.name), True, 5, 10) for one in row]
+            for row in rows
+        ]
+
+    def most_read(self, prompt: str, n: int) -> int:
+        return 5 * n
+
+
 class Ask:
     """A routed teacher on a journal of its own."""
 
@@ -88,11 +113,13 @@ class Ask:
         quality = changes.get("quality", QUALITY)
         share = None if limit is None else Fraction(str(limit))
         purse = Purse(folder / "vault" / "spending.jsonl", teachers, share)
-        staff = Staff(teachers, lambda one: Writer(one.name, quality[one.name], self.log), purse, 8)
-        self.routed = Routed(staff, route, MAIL, as_written, drafts)
+        writer, self.task = changes.get("writer", Writer), changes.get("task", MAIL)
+        staff = Staff(teachers, lambda one: writer(one.name, quality[one.name], self.log), purse, 8)
+        self.routed = Routed(staff, route, self.task, changes.get("scorer", as_written), drafts)
 
     def write(self, requests: int = 30, n: int = 4, seed: int = 1) -> list[list[Generation]]:
-        asked = [Request(("spam", "ham")[i % 2], f"prompt {i}") for i in range(requests)]
+        labels = ("spam", "ham") if self.task is MAIL else (None, None)
+        asked = [Request(labels[i % 2], f"prompt {i}") for i in range(requests)]
         return self.routed.write(asked, n, SAMPLING, seed)
 
 
@@ -174,6 +201,41 @@ def test_calibration_takes_labels_in_turn(labels: list[str | None], count: int) 
 
 
 # ---- a cascade ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.0005, 0.001, 0.003, 0.004, 0.008])
+def test_what_the_budgets_end_left_is_there_again_when_a_stage_is_resumed(limit: float, tmp_path: Path) -> None:
+    """Also the call that it covered a part of, for which it has nothing left by then."""
+    ask = Ask(tmp_path, CASCADE, limit)
+    rows = ask.write()
+    ask.routed.close()
+    again = Ask(tmp_path, CASCADE, limit)
+    assert again.write() == rows
+    assert [one for one in again.log if not one.endswith("closed")] == []
+    again.routed.close()
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.003, 0.008, 0.02, 1.0])
+def test_completions_are_asked_for_in_a_step_of_their_own_and_paid_for(limit: float, tmp_path: Path) -> None:
+    def own(drafts: Sequence[tuple[str, str]]) -> list[float]:
+        return [float(answer) for _, answer in drafts]
+
+    asked: dict[str, Any] = {"task": ASK, "writer": Answerer, "scorer": own}
+    ask = Ask(tmp_path, CASCADE, limit, **asked)
+    rows = ask.write()
+    found = ask.routed.spending("north")
+    ask.routed.close()
+    assert 0 < found.cost <= limit
+    answers = [parse_example(ASK, None, one.text, one.finished) for row in rows for one in row]
+    assert answers.count(None) <= 8, "no more than a call's texts lack what the budget no longer covered"
+    if limit == 1:
+        assert None not in answers
+        later = [parse_example(ASK, None, one.text, True) for row in rows[6:] for one in row]
+        assert min(float(one[1]) for one in later if one) >= 0.8, "what is weak is written again, question and all"
+    again = Ask(tmp_path, CASCADE, limit, **asked)
+    assert again.write() == rows
+    assert [one for one in again.log if not one.endswith("closed")] == [], "all of it was paid for"
+    again.routed.close()
 
 
 def test_a_rich_cascade_has_the_best_mean_and_asks_the_dear_only_for_what_is_weak(tmp_path: Path) -> None:

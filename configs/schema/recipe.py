@@ -129,11 +129,6 @@ class Recipe(Section):
             if self.federation:
                 self.check_silos(list(self.federation.silos))
             return
-        if self.structure:
-            raise ValueError(
-                f"task.completion is written in a step of its own, which teach.route.by: {route.by} neither scores nor "
-                "pays for: remove one of them, or route by silo"
-            )
         if isinstance(formal, PrivatePredictionPrivacy):
             raise ValueError(
                 f"teach.route.by: {route.by} cannot stand beside private_prediction: every text of a batch is drawn "
