@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from tutelage.flows.tied import tie
 
 _HOST = "127.0.0.1"
-_API = "PREFECT_API_URL"
+API = "PREFECT_API_URL"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def begin() -> _Server | None:
     It is stopped when Python exits in good order. After SIGKILL it would go on for ever, 200 MB and 2% of a core
     each time, but for its tie.
     """
-    if os.environ.get(_API):
+    if os.environ.get(API):
         return None
     with socket.create_server((_HOST, 0)) as port:
         process = subprocess.Popen(
@@ -86,7 +86,7 @@ def start_embedded() -> None:
         server.stop()
         return
     server.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-    os.environ[_API] = f"http://{_HOST}:{server.port}/api"
+    os.environ[API] = f"http://{_HOST}:{server.port}/api"
     refresh_global_settings_context()
 
 
