@@ -6,8 +6,6 @@ Exit codes: 0 done (and every gate passed); 1 a defect; 2 something you can mend
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import io
 import json
 import os
@@ -33,6 +31,7 @@ from tutelage.flows.cli_options import (
     check_models,
 )
 from tutelage.flows.cli_silo import silo
+from tutelage.flows.process import importing, leave_at_once
 
 if TYPE_CHECKING:
     from tutelage.flows.bargain import Bargain
@@ -322,7 +321,7 @@ def _begin() -> None:
     from tutelage.flows import server
 
     server.begin()
-    with server.importing():
+    with importing():
         import tutelage.flows.distill  # noqa: F401
 
 
@@ -417,19 +416,9 @@ def _fail(message: str, remedy: str | None, code: int) -> NoReturn:
 
 
 def entry() -> NoReturn:
-    """`main` in a process of its own, which ends as soon as nothing is left to be told, stopped or written.
-
-    Python would first take thousands of modules apart, for a second or two; the system frees them anyway.
-    """
+    """`main` in a process of its own."""
     code: object = 1
-
-    def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        os._exit(code if isinstance(code, int) else 0)
-
-    atexit.register(leave)  # before all others, so that it comes after them
+    leave_at_once(lambda: code if isinstance(code, int) else 0)
     try:
         main()
     except SystemExit as stop:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import gc
 import http.client
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tutelage.flows.process import importing
 from tutelage.flows.tied import tie
 
 _HOST = "127.0.0.1"
@@ -88,17 +87,6 @@ def start_embedded() -> None:
     server.wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
     os.environ[API] = f"http://{_HOST}:{server.port}/api"
     refresh_global_settings_context()
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Import thousands of modules a fifth faster: none of what they make is garbage, and nothing looks for it."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _serve(port: int) -> None:
