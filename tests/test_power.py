@@ -119,12 +119,11 @@ def test_what_is_kept_is_of_the_same_settings_and_whole(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def small_ground(few_mails: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def small_ground(mail_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Real mails and a base that is trained for a few seconds, in a cache of its own."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ground, "cache_dir", lambda: cache)
-        patch.setattr(ground, "fetch_mail", lambda: few_mails)
         patch.setattr(ground, "_WRITTEN", 64)
         patch.setattr(worlds, "_SILO_RECORDS", 24)
         patch.setattr(pocket, "make_pocket_model", partial(pocket.make_pocket_model, steps=60))
