@@ -35,13 +35,16 @@ os.environ.update(
 
 LONGEST = [
     "test_formal_flow.py",
-    "test_federation.py",
-    "test_flow.py",
     "test_power.py",
+    "test_flow.py",
     "test_flow_killed.py",
-    "test_progress.py",
-    "test_custody.py",
+    "test_federation.py",
+    "test_cascade_flow.py",
+    "test_engines.py",
+    "test_flow_refused.py",
     "test_cascade.py",
+    "test_custody.py",
+    "test_exposure.py",
 ]
 """Files of minutes, most of which one fixture or test takes: begun last, they would leave a worker alone at the end."""
 
