@@ -31,6 +31,7 @@ from tutelage.flows.cli_options import (
     check_models,
 )
 from tutelage.flows.cli_silo import silo
+from tutelage.flows.process import importing, leave_at_once
 
 if TYPE_CHECKING:
     from tutelage.flows.bargain import Bargain
@@ -185,12 +186,14 @@ def run(
     """Run a recipe, or go on with the run that is in the folder."""
     from tutelage.configs.load import load_recipe
     from tutelage.configs.store import RunDir
-    from tutelage.flows.stage import create_run
 
     checked = load_recipe(recipe, tuple(overrides or ()))
     check_models(checked)
     root = run_dir or Path("runs") / checked.name
     with RunDir(root).locked():
+        _begin()
+        from tutelage.flows.stage import create_run
+
         _finish(create_run(checked, root), jobs)
 
 
@@ -198,6 +201,9 @@ def run(
 def resume(run_dir: RunPath, jobs: Jobs = 1) -> None:
     """Go on with a run that was stopped; finished stages are not redone."""
     from tutelage.configs.store import RunDir
+
+    if (run_dir / "run.json").exists():  # else there is nothing to begin
+        _begin()
     from tutelage.flows.stage import open_run
 
     open_run(run_dir)
@@ -310,6 +316,15 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(2)
 
 
+def _begin() -> None:
+    """Begin to start Prefect's server, and import the flow meanwhile."""
+    from tutelage.flows import server
+
+    server.begin()
+    with importing():
+        import tutelage.flows.distill  # noqa: F401
+
+
 def _finish(run: Run, jobs: int) -> None:
     """Run the flow to its end, show the report, and tell by the exit code whether every gate passed."""
     typer.echo(f"run {run.id} in {run.dir.root}", err=True)
@@ -343,7 +358,7 @@ def _show(run: Run) -> None:
     typer.echo(f"To pass on, without the figures marked internal: {public}")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: errors a person can mend are shown without a traceback."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -400,5 +415,16 @@ def _fail(message: str, remedy: str | None, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def entry() -> NoReturn:
+    """`main` in a process of its own."""
+    code: object = 1
+    leave_at_once(lambda: code if isinstance(code, int) else 0)
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    entry()

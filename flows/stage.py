@@ -184,13 +184,14 @@ def stage(version: int) -> Callable[[Body], Callable[..., Pending]]:
                 with heard(listener) if listener else contextlib.nullcontext():
                     return _attempt(*task)
 
-        prefect_task = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False, retries=0)(commit)
+        prefect_task = task(
+            name=body.__name__, task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False, retries=0
+        )(commit)
 
         @functools.wraps(body)
         def call(run_dir: str, *where: int | str, after: list[Pending]) -> Pending:
             name = stage_name(body.__name__, *where)
-            named = prefect_task.with_options(task_run_name=name)
-            do = named.submit if workers.active() else named
+            do = prefect_task.submit if workers.active() else prefect_task
             made: list[Any] = [one.made for one in after]  # Prefect waits for those that are not made yet
             # Of stages that could begin, the one that the flow calls first does: what others come after stands early.
             return Pending(do(run_dir, name, list(where), made, next(_order)))

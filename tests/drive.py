@@ -14,12 +14,19 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from prefect.context import refresh_global_settings_context
+
+from tutelage.flows.server import API, start_embedded
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["drive", "tutelage.flows.distill", "peft", "sklearn.pipeline", "warm"])
 
 
 def start(teacher: str, *arguments: str, output: Path, env: dict[str, str] | None = None) -> BaseProcess:
-    """Start `tutelage ARGUMENTS` with an `honest`, a `copying` or its `own` teacher; it prints into a file."""
+    """Start `tutelage ARGUMENTS` with an `honest`, a `copying` or its `own` teacher; it prints into a file.
+
+    It starts a Prefect server, unless `env` names one.
+    """
     output.touch()
     process = _SERVER.Process(target=_run, args=(teacher, arguments, output, env or {}))
     process.start()
@@ -27,11 +34,17 @@ def start(teacher: str, *arguments: str, output: Path, env: dict[str, str] | Non
 
 
 def drive(teacher: str, *arguments: str, output: Path) -> tuple[int, str]:
-    """The same to its end: exit code and everything it printed."""
-    process = start(teacher, *arguments, output=output)
+    """The same to its end: exit code and everything it printed. It asks the Prefect server that this process has."""
+    process = start(teacher, *arguments, output=output, env=server())
     process.join(500)
     assert process.exitcode is not None, "it did not end"
     return process.exitcode, output.read_text()
+
+
+def server() -> dict[str, str]:
+    """The environment that names this process's Prefect server: one of its own takes longer than the smallest runs."""
+    start_embedded()
+    return {API: os.environ[API]}
 
 
 def printed(process: BaseProcess, output: Path) -> Iterator[str]:
@@ -51,7 +64,10 @@ def printed(process: BaseProcess, output: Path) -> Iterator[str]:
 
 
 def _run(teacher: str, arguments: tuple[str, ...], output: Path, env: dict[str, str]) -> None:
-    os.environ.update(env)  # the server that this is forked from has its own
+    # The server that this is forked from has its own environment, and so have Prefect's settings there.
+    os.environ.pop(API, None)
+    os.environ.update(env)
+    refresh_global_settings_context()
     from doubles import CopyingTeacher, HonestTeacher
 
     from tutelage.flows import cli, teaching

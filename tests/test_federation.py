@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import yaml
 from conftest import PREFECT_HOME
-from drive import printed, start
+from drive import printed, server, start
 from hypothesis import given
 from hypothesis import strategies as st
 from small_run import call, files_below, recipe_for, write_recipe
@@ -124,7 +124,10 @@ def federated(
     """
     folder, exchange = tmp_path_factory.mktemp("federated"), a_bucket(request)
     recipe = places(folder, mails[0], tiny_model, exchange, 4.0, **FORMAL)
-    run = start("own", "run", str(recipe), "--run-dir", str(folder / "here" / "run"), output=folder / "said", env=s3)
+    run = start(
+        "own", "run", str(recipe), "--run-dir", str(folder / "here" / "run"),
+        output=folder / "said", env=s3 | server(),
+    )  # fmt: skip
     awaited = {name: [at.RUN] for name in NAMES}
     try:
         while run.is_alive():

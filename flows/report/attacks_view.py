@@ -178,12 +178,22 @@ def chance_band(members: int, nonmembers: int) -> tuple[list[tuple[int, float]],
         Twice (k, share): the first 50 k, and of the rest ever fewer, with n, where all is flagged.
     """
     import numpy as np
-    from scipy.stats import betabinom
 
     last = nonmembers - 1
     some = {*range(min(50, nonmembers)), *np.geomspace(max(1, min(50, last)), max(1, last), 50).round().astype(int)}
     k = np.array(sorted(one for one in some if one <= last))
-    low, high = (betabinom.ppf(q, members, k + 1, nonmembers - k) / members for q in (0.025, 0.975))
+    # Of x members found and k others, of m and n: C(x + k, k) C(m - x + n - k - 1, n - k - 1) / C(m + n, n). Written
+    # out, for scipy.stats, whose import takes longer than all else that a report needs.
+    factorial = np.log(np.arange(1, members + nonmembers + 1)).cumsum()
+    x, above = np.arange(members + 1)[:, None], nonmembers - k - 1
+    log = np.concatenate([[0.0], factorial])  # of i!, at i
+    mass = np.exp(
+        (log[x + k] - log[x] - log[k])
+        + (log[members - x + above] - log[members - x] - log[above])
+        - (log[members + nonmembers] - log[members] - log[nonmembers])
+    )
+    shares = mass.cumsum(axis=0)  # (m + 1, k)
+    low, high = ((shares < q).sum(axis=0) / members for q in (0.025, 0.975))
     return tuple([*zip(k.tolist(), ends.tolist(), strict=True), (nonmembers, 1.0)] for ends in (low, high))  # type: ignore[return-value]
 
 
