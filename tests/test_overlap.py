@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from tutelage.privacy.overlap import Corpus, indexed_texts
 from tutelage.privacy.pii import ENTITIES, Scrubber
 from tutelage.privacy.similarity import embed, words
-from tutelage.privacy.vault import PrivateRecord
+from tutelage.privacy.vault import PrivateRecord, read_records, write_records
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c"]), max_size=14).map(" ".join)
 
@@ -133,6 +136,24 @@ def test_no_records() -> None:
     (overlap,) = Corpus([]).measure(["any text at all"])
     assert (overlap.longest_run_tokens, overlap.ngram_share, overlap.jaccard, overlap.cosine) == (0, 0.0, 0.0, 0.0)
     assert Corpus(records("a b c")).measure([]) == []
+
+
+def test_records_go_past_and_are_not_held(tmp_path: Path) -> None:
+    draw, vocabulary = random.Random(0), [f"word{i}" for i in range(2000)]
+
+    def many() -> Iterator[PrivateRecord]:
+        for i in range(8000):
+            yield PrivateRecord(f"r{i}", " ".join(draw.choices(vocabulary, k=60)), "ham")
+
+    tracemalloc.start()
+    try:
+        held = read_records(write_records(tmp_path / "vault" / "records.jsonl", many()))
+        found = Corpus(held, public_completions=frozenset({"ham"})).copying([held[7999].text, "word1 word2"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found[0] == (60, 1.0, 1.0)
+    assert peak < (tmp_path / "vault" / "records.jsonl").stat().st_size / 2, "which is 4 MB of text"
 
 
 def test_copying_is_fast() -> None:
