@@ -31,7 +31,7 @@ def steps(task: Task) -> int:
     return 2 if isinstance(task, GenerationTask) and task.completion else 1
 
 
-Ask = Callable[[Sequence[str], int, Sampling, str], list[list[Generation]]]
+Ask = Callable[[Sequence[Request], int, Sampling, str], list[list[Generation]]]
 """(prompts, texts of each, sampling, name of the step) -> the texts of the first prompts, as many as can be had."""
 
 
@@ -46,16 +46,16 @@ def write_texts(
 ) -> list[list[Generation]]:
     """As `Engine.generate` for example prompts; `on_progress` hears of each text `steps` times."""
 
-    def ask(prompts: Sequence[str], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
+    def ask(asked: Sequence[Request], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
         own = random.Random(f"{seed}/{step}").getrandbits(48) if step else seed
-        return engine.generate(prompts, n, sampling, own, on_progress)
+        return engine.generate([one.prompt for one in asked], n, sampling, own, on_progress)
 
-    return in_steps(task, [one.prompt for one in asked], n, sampling, ask, on_progress)
+    return in_steps(task, asked, n, sampling, ask, on_progress)
 
 
 def in_steps(
     task: Task | None,
-    asked: Sequence[str],
+    asked: Sequence[Request],
     n: int,
     sampling: Sampling,
     ask: Ask,
@@ -71,10 +71,8 @@ def in_steps(
     answerable = [
         (at, j) for at, row in enumerate(opened) for j, one in enumerate(row) if prompts.asks(one.text, one.finished)
     ]
-    constrained = replace(sampling, structure=task.completion)
-    answers = ask(
-        [prompts.answer_prompt(asked[at], opened[at][j].text) for at, j in answerable], 1, constrained, "answers"
-    )
+    begun = [Request(None, prompts.answer_prompt(asked[at].prompt, opened[at][j].text)) for at, j in answerable]
+    answers = ask(begun, 1, replace(sampling, structure=task.completion), "answers")
     if on_progress:
         on_progress(len(opened) * n - len(answers))
     for (at, j), [answer] in zip(answerable, answers, strict=False):

@@ -103,7 +103,8 @@ class Routed:
     def advise(self, system: str, user: str, n: int, sampling: Sampling, seed: int) -> list[Generation]:
         """See `Teacher.advise`. By the last of the teachers that the budget covers."""
         for teacher in reversed(range(len(self.staff.teachers))):
-            [texts] = self.staff.ask(teacher, [(self.staff.chat(teacher, system, user), n)], sampling, f"{seed}/advice")
+            asked = Request(None, self.staff.chat(teacher, system, user))
+            [texts] = self.staff.ask(teacher, [(asked, n)], sampling, f"{seed}/advice")
             if texts is not None:
                 return texts
         return []
@@ -161,7 +162,7 @@ class Routed:
     def _calibrate(self, call: _Call, chosen: Sequence[int]) -> None:
         """Have every teacher answer some of the requests, keep all they write, and learn from it."""
         self._learnt = True
-        wanted = [(call.asked[i].prompt, call.n) for i in chosen]
+        wanted = [(call.asked[i], call.n) for i in chosen]
         answers, costs, on_progress = [], [], call.on_progress
         for teacher in range(len(self.staff.teachers)):
             before, seed = self.staff.took, f"{call.seed}/calibration/{teacher}"
@@ -197,7 +198,7 @@ class Routed:
         wanted, held = dict.fromkeys(rest, call.n), {i: list[Generation]() for i in rest}
         last, on_progress = len(self.staff.teachers) - 1, call.on_progress
         for teacher in range(last + 1):
-            listed = [(call.asked[i].prompt, count) for i, count in wanted.items()]
+            listed = [(call.asked[i], count) for i, count in wanted.items()]
             written = self.staff.ask(teacher, listed, call.sampling, f"{call.seed}/{teacher}", on_progress, self.task)
             answers = dict(zip(wanted, written, strict=True))
             on_progress = None  # the others write what is counted already
@@ -224,7 +225,7 @@ class Routed:
         """Every label by its own teacher; one that none is known for by the first."""
         for teacher in range(len(self.staff.teachers)):
             own = [i for i in rest if self._teacher_of.get(call.asked[i].label, 0) == teacher]
-            wanted = [(call.asked[i].prompt, call.n) for i in own]
+            wanted = [(call.asked[i], call.n) for i in own]
             written = self.staff.ask(teacher, wanted, call.sampling, str(call.seed), call.on_progress, self.task)
             for i, texts in zip(own, written, strict=True):
                 self._stand(teacher, texts or [], call.out[i])

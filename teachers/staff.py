@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from fractions import Fraction
 
 from tutelage.configs.schema import OpenAIConfig, Task, TeacherConfig
-from tutelage.teachers.answers import in_steps
+from tutelage.teachers.answers import Request, in_steps
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 from tutelage.teachers.spending import Purse, Tokens, call_digest
 
@@ -38,7 +38,7 @@ class Staff:
     def ask(
         self,
         teacher: int,
-        wanted: Sequence[tuple[str, int]],
+        wanted: Sequence[tuple[Request, int]],
         sampling: Sampling,
         seed: str,
         on_progress: Callable[[int], object] | None = None,
@@ -87,7 +87,7 @@ class Staff:
     def _call(
         self,
         teacher: int,
-        prompts: Sequence[str],
+        asked: Sequence[Request],
         n: int,
         sampling: Sampling,
         seed: str,
@@ -96,20 +96,20 @@ class Staff:
     ) -> list[list[Generation]]:
         """Texts of the first prompts, as many as the purse covers; none: not even of one."""
 
-        def ask(prompts: Sequence[str], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
+        def ask(asked: Sequence[Request], n: int, sampling: Sampling, step: str) -> list[list[Generation]]:
             own = f"{seed}/{step}" if step else seed
-            texts = self._bought(teacher, prompts, n, sampling, own, on_progress) if prompts else []
+            texts = self._bought(teacher, asked, n, sampling, own, on_progress) if asked else []
             told = [one for row in texts for one in row]
             drawn = sum(sampling.max_new_tokens if one.drawn is None else one.drawn for one in told)
             self.took += self.teachers[teacher].cost(sum(one.read or 0 for one in told), drawn)
             return texts
 
-        return in_steps(task, prompts, n, sampling, ask, on_progress)
+        return in_steps(task, asked, n, sampling, ask, on_progress)
 
     def _bought(
         self,
         teacher: int,
-        prompts: Sequence[str],
+        asked: Sequence[Request],
         n: int,
         sampling: Sampling,
         seed: str,
@@ -119,24 +119,25 @@ class Staff:
         structure = sampling.structure and sampling.structure.model_dump()
         place = [name, n, {**asdict(replace(sampling, structure=None)), "structure": structure}, seed]
         # The purse may have covered the first of them only; by now it covers less, and what was paid for is there.
-        for covered in range(len(prompts), 0, -1):
-            paid = self.purse.paid_before(call_digest(*place, *prompts[:covered]))
+        for covered in range(len(asked), 0, -1):
+            paid = self.purse.paid_before(call_digest(*place, *(one.prompt for one in asked[:covered])))
             if paid is not None:
                 if on_progress:
                     on_progress(n * len(paid))
                 return paid
         engine, drawn = self._engine(teacher), n * sampling.max_new_tokens
         worst, covered = Tokens(), 0
-        for prompt in prompts:
-            grown = worst + Tokens(engine.most_read(prompt, n), drawn)
+        for one in asked:
+            grown = worst + Tokens(engine.most_read(one.prompt, n), drawn)
             if not self.purse.covers(name, grown):
                 break
             worst, covered = grown, covered + 1
         if not covered:
             return []
-        prompts = prompts[:covered]
-        number = self.purse.reserve(call_digest(*place, *prompts), name, worst)
-        texts = engine.generate(prompts, n, sampling, random.Random(seed).getrandbits(48), on_progress)
+        asked = asked[:covered]
+        number = self.purse.reserve(call_digest(*place, *(one.prompt for one in asked)), name, worst)
+        own = random.Random(seed).getrandbits(48)
+        texts = engine.generate([one.prompt for one in asked], n, sampling, own, on_progress)
         self.purse.settle(number, texts)
         return texts
 

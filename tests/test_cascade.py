@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -201,6 +202,22 @@ def test_calibration_takes_labels_in_turn(labels: list[str | None], count: int) 
 
 
 # ---- a cascade ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [MAIL, ASK], ids=["labels", "completions"])
+def test_a_teacher_that_breaks_gives_an_error_without_text(task: Any, tmp_path: Path) -> None:
+    class Breaks(Answerer):
+        def generate(self, prompts: Sequence[str], n: int, sampling: Sampling, *others: Any) -> Any:
+            if task is ASK and not sampling.structure:
+                return super().generate(prompts, n, sampling, *others)
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError) as caught:
+        Ask(tmp_path, CASCADE, 1.0, task=task, writer=Breaks).write()
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [frame for frame in shown.stack if "teachers" in Path(frame.filename).parts]
+    assert len(frames) > 3
+    assert not [frame.name for frame in frames if "prompt 1" in str(frame.locals)]
 
 
 @pytest.mark.parametrize("limit", [0.0005, 0.001, 0.003, 0.004, 0.008])

@@ -20,6 +20,7 @@ from tiny_model import make_tiny_model
 
 from tutelage.configs.errors import HeldError, PrivacyError, UserError
 from tutelage.configs.schema import TeacherConfig
+from tutelage.teachers.answers import Request
 from tutelage.teachers.engines.base import Engine, Generation, Sampling
 from tutelage.teachers.engines.transformers import TransformersEngine
 from tutelage.teachers.spending import Purse, Tokens
@@ -207,7 +208,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
     return TransformersEngine(make_tiny_model(tmp_path_factory.mktemp("tiny") / "model"), 16)
 
 
-WANTED = [(f"prompt {i} about the meeting and the report", 1 + i % 3) for i in range(14)]
+WANTED = [(Request(None, f"prompt {i} about the meeting and the report"), 1 + i % 3) for i in range(14)]
 
 
 def work(engine: Engine, path: Path, limit: Fraction | None) -> tuple[list[Any], Fraction]:
