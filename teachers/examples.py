@@ -25,7 +25,7 @@ from tutelage.teachers.engines.base import Generation, Sampling
 from tutelage.teachers.teacher import Teacher
 
 _MOST_FITTED = 20_000
-"""Records that a classifier is fitted on, dealt over the labels: with more it knows no more, and needs more memory."""
+"""Records that a classifier is fitted on at most, dealt over the labels: so many take some 60 MiB."""
 
 
 @dataclass(frozen=True)
