@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar, overload
 
 T = TypeVar("T")
@@ -23,3 +24,10 @@ class Lazy(Sequence[T]):
     def __getitem__(self, at: int | slice) -> T | list[T]:
         numbers = range(len(self))[at]
         return self._one(numbers) if isinstance(numbers, int) else [self._one(number) for number in numbers]
+
+
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, so many at a time; fewer in the last part."""
+    rest = iter(items)
+    while part := list(itertools.islice(rest, size)):
+        yield part

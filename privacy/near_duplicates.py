@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tutelage.configs.lazy import parts
 from tutelage.privacy.similarity import SHINGLE_WORDS, words
 
 _AT_A_TIME = 256
@@ -78,7 +79,7 @@ def _surveyed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     digests, sizes = np.empty(len(texts), dtype=np.int64), np.empty(len(texts), dtype=np.int32)
     rarity = np.zeros(1 << min(_MOST_SLOTS, max(_FEWEST_SLOTS, (64 * len(texts)).bit_length())), dtype=np.uint16)
     start = 0
-    for part in _parts(texts, _AT_A_TIME):
+    for part in parts(texts, _AT_A_TIME):
         hashes, lengths = _hashed(part)
         end = start + len(part)
         digests[start:end] = [hash(one.tobytes()) for one in np.split(hashes, np.cumsum(lengths)[:-1])]
@@ -87,12 +88,6 @@ def _surveyed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         rarity[slots] = np.minimum(rarity[slots] + counts, np.iinfo(np.uint16).max)
         start = end
     return digests, sizes, rarity
-
-
-def _parts(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while part := list(itertools.islice(rest, size)):
-        yield part
 
 
 def _slot(hashes: np.ndarray, rarity: np.ndarray) -> np.ndarray:
@@ -156,7 +151,7 @@ def _rare(
     chosen = np.zeros(int(rows.max()) + 1, dtype=bool)
     chosen[rows] = True
     start = 0
-    for part in _parts(itertools.compress(texts, chosen), _READ_AT_A_TIME):
+    for part in parts(itertools.compress(texts, chosen), _READ_AT_A_TIME):
         hashes, lengths = _hashed(part)
         owners = np.repeat(numbers[start : start + len(part)], lengths)
         times = rarity[_slot(hashes, rarity)]

@@ -19,6 +19,7 @@ from itertools import islice
 
 import numpy as np
 
+from tutelage.configs.lazy import parts
 from tutelage.privacy.pii import PLACEHOLDER, Scrubber
 from tutelage.privacy.similarity import Jaccards, embed, max_cosine, words
 from tutelage.privacy.vault import PrivateRecord
@@ -49,7 +50,7 @@ def indexed_texts(records: Sequence[PrivateRecord], public_completions: frozense
 
 def scrub(texts: Iterable[str], scrubber: Scrubber | None) -> Iterator[str]:
     """Each text with placeholders, where there is a scrubber; as they are asked for."""
-    for part in _parts(texts):
+    for part in parts(texts, _AT_A_TIME):
         different = list(dict.fromkeys(part))
         known = dict(zip(different, scrubber.scrub_many(different), strict=True)) if scrubber else {}
         yield from (known[text].text if scrubber else text for text in part)
@@ -111,7 +112,7 @@ class Corpus:
         """The first three measures of `Overlap`, which take no model and are fast."""
         raw, *others = (_Drafts(form, self._ngram) for form in self._forms(texts))
         scrubbed = iter(scrub(self._texts(), self._scrubber) if self._scrubbed is None else self._scrubbed)
-        for part in _parts(self._texts()):
+        for part in parts(self._texts(), _AT_A_TIME):
             raw.compare(part)
             for other in others:
                 other.compare([PLACEHOLDER.sub(" ", text) for text in islice(scrubbed, len(part))])
@@ -144,12 +145,6 @@ class Corpus:
         if self._scrubber is None:
             return [list(texts)]
         return [list(texts), [PLACEHOLDER.sub(" ", text) for text in scrub(texts, self._scrubber)]]
-
-
-def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while part := list(islice(rest, _AT_A_TIME)):
-        yield part
 
 
 class _Drafts:

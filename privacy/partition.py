@@ -9,7 +9,6 @@ Records are dealt by their numbers: what is held of each is its number, label an
 
 from __future__ import annotations
 
-import itertools
 import random
 from array import array
 from collections import Counter
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tutelage.configs.errors import UserError
-from tutelage.configs.lazy import Lazy
+from tutelage.configs.lazy import Lazy, parts
 from tutelage.configs.schema import ClassificationTask, DataConfig, Recipe, Task
 from tutelage.privacy.near_duplicates import by_appearance, near_duplicate_groups
 from tutelage.privacy.sources import Loaded
@@ -202,10 +201,8 @@ class _Groups:
 def by_id(records: Sequence[PrivateRecord]) -> np.ndarray:
     """The numbers of the records, in the order of their ids: int64 of shape (len(records),)."""
     ids = (record.id.encode() for record in records)  # UTF-8 sorts as characters do, in a quarter of their memory
-    parts = [np.zeros(0, dtype=np.bytes_)]
-    while part := list(itertools.islice(ids, _AT_A_TIME)):
-        parts.append(np.array(part, dtype=np.bytes_))
-    return np.argsort(np.concatenate(parts), kind="stable")
+    found = [np.array(part, dtype=np.bytes_) for part in parts(ids, _AT_A_TIME)]
+    return np.argsort(np.concatenate([np.zeros(0, dtype=np.bytes_), *found]), kind="stable")
 
 
 def _joined(numbers: np.ndarray, owners: Sequence[str]) -> np.ndarray:

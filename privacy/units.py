@@ -45,13 +45,14 @@ class Units(Lazy[Unit]):
         return f"<{len(self)} units, redacted>"
 
     def _one(self, at: int) -> Unit:
-        rows = (at,) if self._rows is None else self._rows[at]
-        return Unit(tuple(self._records[row] for row in rows))
+        return Unit(tuple(self._records[row] for row in self._rows_of(at)))
+
+    def _rows_of(self, at: int) -> Sequence[int]:
+        return (at,) if self._rows is None else self._rows[at]
 
     def some(self, numbers: Sequence[int]) -> Units:
         """Some of them, by number."""
-        rows = [(at,) if self._rows is None else self._rows[at] for at in numbers]
-        return Units(self._records, rows)
+        return Units(self._records, [self._rows_of(at) for at in numbers])
 
 
 def by_record(records: Sequence[PrivateRecord]) -> Units:
